@@ -1,0 +1,1 @@
+"""Generated from the notebooks of 02_for_scientist; change a notebook and run `make export`."""
