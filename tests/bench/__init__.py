@@ -139,7 +139,7 @@ def markdown(results: list[Result], said: dict) -> str:
     """The README's table, with the date and the class of machine."""
     at = said["machine"]
     versions = f"Python {at['python']}, NumPy {at['numpy']}, torch {at['torch'].split('+')[0]}"
-    where = (
+    intro = (
         f"Measured on {said['date']} by `make bench` ({at['cpu']}, {at['cores']} cores, {at['system']}; {versions})."
     )
     return f"{intro}\n\n{markdown_table(HEAD, [cells(result) for result in results])}"
