@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt models.txt
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo '$(PYTHON) is too old: Python 3.11 or newer is needed. Name it: make run PYTHON=python3.12' >&2; exit 1; }; \
 	  echo 'Setting up .venv; the first time, this downloads a few hundred megabytes.'; \
-	  $(PYTHON) -m venv --clear .venv || exit 1; \
+	  $(PYTHON) -m venv --clear .venv; \
 	fi
 	@for info in .venv/lib/python*/site-packages/*.dist-info; do test -f "$$info/RECORD" || rm -rf "$$info"; done
 	$(BIN)/python -m pip install $(PINS) -e '.[test]'
