@@ -1,0 +1,13 @@
+"""What holds for every test: no window for pictures, and the reader's progress is left alone."""
+
+import os
+
+import pytest
+
+os.environ["MPLBACKEND"] = "agg"
+
+
+@pytest.fixture(autouse=True)
+def reader_of_its_own(tmp_path_factory, monkeypatch):
+    """Each test has a reader's folder of its own, empty at first."""
+    monkeypatch.setenv("LLMSCRATCH_HOME", str(tmp_path_factory.mktemp("reader")))
