@@ -17,8 +17,9 @@ ABOUT = {
 PYPROJECT = """
 [project]
 optional-dependencies = {compare = ["micrograd"]}
+[project.urls]
+Repository = "https://github.com/owner/course"
 [tool.llmscratch]
-repository = "https://github.com/owner/course"
 branch = "main"
 """
 README = "# Course\n\n<!-- lessons -->\n<!-- /lessons -->\n\nThe end.\n"

@@ -49,16 +49,17 @@ class Home(NamedTuple):
 
 
 def home(root: Path) -> Home:
-    """Read `[tool.llmscratch]` and the names of the extras from the pyproject.toml in `root`."""
+    """Read the address, the branch and the names of the extras from the pyproject.toml in `root`."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    ours = settings.get("tool", {}).get("llmscratch", {})
-    repository, branch = ours.get("repository", ""), ours.get("branch", "")
+    project = settings["project"]
+    repository = project.get("urls", {}).get("Repository", "")
+    branch = settings.get("tool", {}).get("llmscratch", {}).get("branch", "")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+(?<!\.git)", repository) or not branch:
         raise UpkeepError(
-            "pyproject.toml, [tool.llmscratch]: repository must read https://github.com/OWNER/NAME and branch must be "
-            f"set; they are {repository!r} and {branch!r}"
+            "pyproject.toml: Repository in [project.urls] must read https://github.com/OWNER/NAME, and [tool.llmscratch] "
+            f"must name a branch; they are {repository!r} and {branch!r}"
         )
-    return Home(repository, branch, list(settings["project"].get("optional-dependencies", {})))
+    return Home(repository, branch, list(project.get("optional-dependencies", {})))
 
 
 # The modules
