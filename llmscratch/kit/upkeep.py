@@ -56,8 +56,8 @@ def home(root: Path) -> Home:
     branch = settings.get("tool", {}).get("llmscratch", {}).get("branch", "")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+(?<!\.git)", repository) or not branch:
         raise UpkeepError(
-            "pyproject.toml: Repository in [project.urls] must read https://github.com/OWNER/NAME, and [tool.llmscratch] "
-            f"must name a branch; they are {repository!r} and {branch!r}"
+            "pyproject.toml: Repository in [project.urls] must read https://github.com/OWNER/NAME, and branch in "
+            f"[tool.llmscratch] must be set; they are {repository!r} and {branch!r}"
         )
     return Home(repository, branch, list(project.get("optional-dependencies", {})))
 
