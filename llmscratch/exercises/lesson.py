@@ -31,9 +31,10 @@ def expect(got, want, given: str, *, atol: float = 1e-9, rtol: float = 1e-6) -> 
 
     given: the input in words, such as "x = [1, 2]"; the message reads "expected 3 for x = [1, 2], got 4".
     """
-    if got is None or got is ...:
+    if want is not None and (got is None or got is ...):
         raise Wrong(f"expected {shown(want)} for {given}, got nothing (is a `return` missing?)")
     if isinstance(want, str | bool | type(None)):
+        got = bool(got) if isinstance(got, np.bool_) else got
         if type(got) is not type(want) or got != want:
             raise Wrong(f"expected {shown(want)} for {given}, got {shown(got)}")
         return
@@ -67,7 +68,7 @@ def not_started(answer) -> bool:
     code = getattr(answer, "__code__", None)
     if code is None:
         return False
-    trivial = {"RESUME", "LOAD_CONST", "LOAD_COMMON_CONSTANT", "RETURN_VALUE", "RETURN_CONST", "NOP", "POP_TOP", "CACHE"}
+    trivial = {"RESUME", "LOAD_CONST", "LOAD_COMMON_CONSTANT", "RETURN_VALUE", "RETURN_CONST", "NOP", "POP_TOP"}
     returned = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_CONST", "RETURN_CONST")]
     return {i.opname for i in dis.get_instructions(code)} <= trivial and set(returned) <= {None, ...}
 
