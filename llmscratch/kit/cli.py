@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     except Stop as stop:
         print(f"llmscratch {arguments.name}: {stop}", file=sys.stderr)
         return stop.status
+    except KeyboardInterrupt:  # before or after the notebooks; while they run, the runner answers it
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ PREFIX = {"01_common_basis": "CB", "02_for_scientist": "4S", "03_for_engineer": 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook: `id` is "CB09"; `about` is the notebook's `llmscratch` metadata (CONTRIBUTING.md lists its keys)."""
+    """One notebook: `id` is "CB09"; `about` its `llmscratch` metadata (CONTRIBUTING.md lists the keys)."""
 
     path: Path
     id: str
@@ -32,7 +32,7 @@ class Notebook:
 
 
 def course_root() -> Path:
-    """The checkout that holds the notebooks: this package's, else the current folder's. FileNotFoundError if neither."""
+    """The checkout that holds the notebooks: this package's, else the current folder's. Else FileNotFoundError."""
     for root in (checkout(), Path.cwd()):
         if root and (root / "01_common_basis").is_dir():
             return root
@@ -51,8 +51,9 @@ def notebooks(root: Path | None = None) -> list[Notebook]:
             try:
                 nb = json.loads(path.read_text(encoding="utf-8"))
                 first = "".join(nb["cells"][0]["source"])
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError) as error:
-                raise ValueError(f"{path} is not a notebook that can be read: {type(error).__name__}: {error}") from error
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError) as error:
+                problem = f"{type(error).__name__}: {error}"
+                raise ValueError(f"{path} is not a notebook that can be read: {problem}") from error
             title = first.splitlines()[0].removeprefix("# ").strip() if first else path.stem
             about = nb.get("metadata", {}).get("llmscratch", {})
             found.append(Notebook(path, PREFIX[series] + path.name[:2], title, about))

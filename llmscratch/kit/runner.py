@@ -244,6 +244,7 @@ def _run_one(outcome: Outcome, copy: Path, timeout: int | None, listener: Listen
     start = time.perf_counter()
     try:
         nb = load_notebook_node(str(outcome.notebook.path))
+        nbformat.validate(nb)
     except Exception as error:  # nbformat raises many unrelated types; each means that this is no notebook
         outcome.result, outcome.error = "failed", f"is not a notebook that can be read: {_last_line(error)}"
         return
