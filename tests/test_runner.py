@@ -1,5 +1,6 @@
 """Real runs of small notebooks in real kernels: what is kept, what is reported, and what is left behind (nothing)."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -229,9 +230,11 @@ def stopped_run(root, number, times):
     )
     lesson(root / "01_common_basis" / "03_never.ipynb", "1")
     program = Path(sys.executable).with_name("llmscratch")
+    (root / "tmp").mkdir()
     command = [program, "run", "all", "--root", root, "--out", root / "out"]
     run = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(root / "tmp")},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # the tests' own may be ignored
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -253,6 +256,7 @@ def test_ctrl_c_and_kill_end_the_kernel_and_keep_whole_copies_only(tmp_path, num
     assert gone(kernel)
     assert files(tmp_path / "out") == ["01_common_basis", "01_common_basis/01_fine.ipynb"]
     assert printed(tmp_path / "out" / "01_common_basis" / "01_fine.ipynb") == "whole\n"
+    assert files(tmp_path / "tmp") == []
     assert "│ CB01 fine │" in out and "│ CB02 slow │" in out and "never" not in out
     assert "Stopped in CB02 slow" in out and f"Executed copies: {tmp_path / 'out'}" in out
 
