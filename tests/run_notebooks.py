@@ -115,10 +115,11 @@ def run(notebooks: list[Path]) -> int:
     with tempfile.TemporaryDirectory(prefix="llmscratch-") as folder:
         scratch = Path(folder)
         report, log = scratch / "report.xml", scratch / "network.log"
+        # Without hypothesis' plugin, which no notebook uses and which costs each process a second.
         pytest = [
             sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_TIMEOUT}",
             "-q", "-p", "no:cacheprovider", f"--color={'yes' if sys.stdout.isatty() else 'no'}",
-            "-n", str(min(2, len(notebooks))), "--dist", "loadfile",
+            "-p", "no:hypothesispytest", "-n", "0" if len(notebooks) == 1 else "2", "--dist", "loadfile",
             f"--junitxml={report}", "-o", "junit_family=xunit1", *map(str, notebooks),
         ]  # fmt: skip
         status = subprocess.run([*prefix, *pytest], env=environment(scratch), cwd=ROOT, check=False).returncode

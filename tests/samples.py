@@ -35,6 +35,10 @@ def picture(alt: str) -> list:
     return [new_output("display_data", data=data, metadata={"image/png": {"alt": alt}} if alt else {})]
 
 
+def result(value: str) -> list:
+    return [new_output("execute_result", data={"text/plain": value}, execution_count=1)]
+
+
 def code(source: str, outputs: list = (), tags: list = ()):
     """A code cell; `write` numbers it."""
     return new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)} if tags else {})

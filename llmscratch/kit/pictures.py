@@ -7,7 +7,7 @@ from matplotlib.colors import LinearSegmentedColormap
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, INK = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#D55E00", "#222222",
 )  # fmt: skip
-PALETTE = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, INK]
+PALETTE = [BLUE, ORANGE, GREEN, SKY, RED, INK, PURPLE, YELLOW]
 GREY = "#8a8a8a"
 # From one class to the other, through white: for decision regions and signed values.
 DIVERGING = LinearSegmentedColormap.from_list("llmscratch_diverging", [BLUE, "#f7f7f7", ORANGE])
