@@ -106,6 +106,16 @@ def test_many_names_are_listed_one_a_line(course):
     assert f'__all__ = [\n    "{names[0]}",\n' in module and f'    "{names[5]}",\n]\n' in module
 
 
+def test_a_long_summary_is_wrapped(course):
+    summary = "A module of which there is " + "a great deal to say, " * 5 + "and no more than this."
+    course("01_common_basis/03_small.ipynb", IMPORTS, CODE, title=f"# Small\n\n> {summary}\n\nThe promise.")
+    run(course)
+    module = (course.root / "llmscratch/basis/small.py").read_text()
+    first, second, third, *_ = module.splitlines()
+    assert first.startswith('"""A module') and len(first) <= 120 and third == '"""'
+    assert f"{first} {second}".removeprefix('"""') == summary
+
+
 def test_cards_cells_and_table_are_written_and_the_rest_is_left_alone(course):
     first = course("01_common_basis/03_small.ipynb", IMPORTS, CODE)
     second = course(

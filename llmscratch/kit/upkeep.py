@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -89,9 +90,12 @@ def exported_module(path: Path) -> tuple[str, str] | None:
     imports = []
     while cells and _only_imports(cells[0]):
         imports.append(cells.pop(0))
-    docstring_line = head[: head.rindex('"""') + 3]
+    raw_prefix = "r" if "\\" in docstring else ""
+    docstring = textwrap.fill(f'{raw_prefix}"""{docstring}"""', 120, break_on_hyphens=False, break_long_words=False)
+    if "\n" in docstring:
+        docstring = docstring.removesuffix('"""') + '\n"""'
     source = GENERATED.format(f"{path.parent.name}/{path.name}")
-    top = [docstring_line, source, *imports, _all_line(sorted(ast.literal_eval(everything.removeprefix("__all__ = "))))]
+    top = [docstring, source, *imports, _all_line(sorted(ast.literal_eval(everything.removeprefix("__all__ = "))))]
     return name, "\n\n".join(top) + "".join(f"\n\n\n{cell}" for cell in cells) + "\n"
 
 
