@@ -429,14 +429,15 @@ def links(nb, path) -> list[str]:
 
 
 def imports(nb, path) -> list[str]:
-    """A notebook imports the standard library, `llmscratch.kit`, its own exercises, what earlier notebooks export, and
-    third-party packages that pyproject.toml declares (under `dependencies`, or an extra that its metadata names).
+    """A notebook imports the standard library, `llmscratch.kit`, its own exercises, what earlier notebooks and itself
+    export (its exercises work on the library's copy), and third-party packages that pyproject.toml declares (under
+    `dependencies`, or an extra that its metadata names).
     """
     course = path.parent.parent
     made = exports(course)
     extras = nb.metadata.get("llmscratch", {}).get("extras", [])
     allowed = {"llmscratch.kit", f"llmscratch.exercises.{exercises_module(path)}"}
-    allowed |= {module for module, at_path in made.items() if order(at_path) < order(path)}
+    allowed |= {module for module, at_path in made.items() if order(at_path) <= order(path)}
     packages = declared(course, extras)
     found = []
     for i, cell in code_cells(nb):

@@ -5,7 +5,7 @@ import random
 
 
 def scale() -> str:
-    """The one dial, `LLMSCRATCH_SCALE`: "small" (default: a laptop, at most 90 s a notebook) or "full" (a GPU, real data)."""
+    """The one dial, `LLMSCRATCH_SCALE`: "small" (the default, for a laptop) or "full" (a GPU, real data)."""
     value = os.environ.get("LLMSCRATCH_SCALE", "small")
     if value not in ("small", "full"):
         raise ValueError(f"LLMSCRATCH_SCALE is {value!r}; it must be 'small' or 'full'")

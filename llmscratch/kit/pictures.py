@@ -1,4 +1,4 @@
-"""The look of the course's pictures: one style, one palette that colour-blind readers and grey printers can tell apart."""
+"""The look of the course's pictures: one style, and a palette for colour-blind readers and grey printers."""
 
 import matplotlib.pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap

@@ -52,7 +52,7 @@ def holds(claim: str, condition) -> None:
 
 
 class Race(NamedTuple):
-    """Medians in seconds a call; ratio = ours / theirs (below 1: ours is faster); low and high: the ratio's quartiles."""
+    """Medians in seconds a call; ratio = ours / theirs (under 1: ours is faster); low, high: the ratio's quartiles."""
 
     ours: float
     theirs: float
@@ -100,7 +100,7 @@ def race(claim: str, ours: Callable[[], object], theirs: Callable[[], object], *
 
 
 def race_apart(claim: str, ours: str, theirs: str, *, calls: int = 10, repeats: int = 3) -> Race:
-    """Time two programs, each in a fresh Python process, taken in turn; for code that slows whatever shares its process.
+    """Time two programs, each in fresh processes, taken in turn; for code that slows whatever shares its process.
 
     ours, theirs: Python source that defines a function `step()`. Each process calls it once to warm up, then times
     `calls` calls. RuntimeError with the program's own message when it fails.

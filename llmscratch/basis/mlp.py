@@ -1,0 +1,142 @@
+"""A multilayer perceptron in NumPy: stable softmax cross-entropy, vectorised backpropagation, mini-batch SGD, and
+augmentation by shifting and turning digits.
+"""
+
+# Generated from 01_common_basis/08_mlp_in_numpy.ipynb by `make export`: change the notebook, not this file.
+
+import numpy as np
+
+__all__ = ["MLP", "accuracy", "cross_entropy", "log_softmax", "shift_and_turn", "train_epoch"]
+
+
+def log_softmax(logits):
+    """Logarithms of the softmax over the last axis, without overflow for logits of any size. Same shape as `logits`."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def cross_entropy(logits, targets):
+    """Mean cross-entropy of `logits` (B, C) against `targets` (B,) and its gradient.
+
+    targets: integers in 0..C-1. Returns (loss, dlogits): a number in nats, and an array (B, C) in the logits' dtype.
+    Raises ValueError when the shapes do not fit or a target is out of range.
+    """
+    targets = np.asarray(targets)
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"logits must be (B, C) and targets (B,); got {logits.shape} and {targets.shape}")
+    if (
+        not np.issubdtype(targets.dtype, np.integer)
+        or targets.min() < 0
+        or targets.max() >= logits.shape[1]
+    ):
+        raise ValueError(
+            f"targets must be integers from 0 to {logits.shape[1] - 1}; got {targets.dtype} {targets[:5]}…"
+        )
+    rows = np.arange(len(targets))
+    logp = log_softmax(logits)
+    dlogits = np.exp(logp)
+    dlogits[rows, targets] -= 1  # p − [j = y]
+    dlogits /= len(targets)
+    return -logp[rows, targets].mean(), dlogits
+
+
+class MLP:
+    """A multilayer perceptron: linear layers with relu between them. `sizes` such as [784, 128, 10].
+
+    Weights W[l] are (out, in) with He's variance 2/in (He et al. 2015, eq. 10); biases b[l] are (out,), zero at first.
+    `rng` is a np.random.Generator; `dtype` float32 or float64.
+    """
+
+    def __init__(self, sizes, rng, dtype=np.float32):
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(
+                f"sizes must name at least an input and an output width, all positive; got {sizes}"
+            )
+        self.W = [
+            (rng.normal(size=(n, m)) * np.sqrt(2 / m)).astype(dtype) for m, n in zip(sizes, sizes[1:])
+        ]
+        self.b = [np.zeros(n, dtype) for n in sizes[1:]]
+
+    def parameters(self):
+        """The arrays themselves, weights first: changing them in place changes the network."""
+        return self.W + self.b
+
+    def forward(self, X):
+        """Activations of every layer for X (B, in): [X, A1, …, logits], the logits being (B, out)."""
+        if X.ndim != 2 or X.shape[1] != self.W[0].shape[1]:
+            raise ValueError(f"X must be (B, {self.W[0].shape[1]}); got {X.shape}")
+        A = [X]
+        for layer, (W, b) in enumerate(zip(self.W, self.b), start=1):
+            Z = A[-1] @ W.T  # (B, out)
+            Z += b
+            if layer < len(self.W):
+                np.maximum(Z, 0, out=Z)
+            A.append(Z)
+        return A
+
+    def loss_and_gradients(self, X, targets):
+        """The mean cross-entropy and its gradients, in the order of parameters()."""
+        A = self.forward(X)
+        loss, delta = cross_entropy(A[-1], targets)
+        dW, db = [None] * len(self.W), [None] * len(self.W)
+        for l in reversed(range(len(self.W))):
+            dW[l] = delta.T @ A[l]  # (out, in)
+            db[l] = delta.sum(axis=0)  # (out,)
+            if l > 0:
+                delta = delta @ self.W[l]  # (B, in)
+                delta *= A[l] > 0
+        return loss, dW + db
+
+
+def train_epoch(model, X, y, *, lr, batch_size, rng):
+    """One epoch of mini-batch SGD over X (N, in), y (N,), in a random order; changes the model. Returns the mean loss.
+
+    Raises FloatingPointError when the loss stops being finite (usually: lr is too large).
+    """
+    if len(X) != len(y):
+        raise ValueError(f"X and y must have the same length; got {len(X)} and {len(y)}")
+    order, total = rng.permutation(len(X)), 0.0
+    for start in range(0, len(X), batch_size):
+        batch = order[start : start + batch_size]
+        loss, gradients = model.loss_and_gradients(X[batch], y[batch])
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"the loss became {loss}; a smaller lr than {lr} may help")
+        for p, g in zip(model.parameters(), gradients):
+            g *= lr
+            p -= g
+        total += loss * len(batch)
+    return total / len(X)
+
+
+def accuracy(model, X, y):
+    """The share of rows of X (N, in) whose largest logit stands at their label y (N,)."""
+    return float((model.forward(X)[-1].argmax(axis=1) == y).mean())
+
+
+def shift_and_turn(X, rng, *, shift=2.0, degrees=12.0):
+    """Each picture of X (N, side²) shifted by up to ±shift pixels each way and turned by up to ±degrees, at random.
+
+    Bilinear interpolation; what comes from outside the picture is 0. Same shape and dtype as X.
+    Raises ValueError when the pictures are not square.
+    """
+    n, side = len(X), round(X.shape[1] ** 0.5)
+    if side * side != X.shape[1]:
+        raise ValueError(f"X must hold square pictures as rows; {X.shape[1]} pixels are not a square")
+    angle = np.deg2rad(rng.uniform(-degrees, degrees, size=(n, 1))).astype(X.dtype)
+    shift_r, shift_c = rng.uniform(-shift, shift, size=(2, n, 1)).astype(X.dtype)
+    centre = (side - 1) / 2
+    r, c = (np.divmod(np.arange(side * side), side) - np.array(centre)).astype(X.dtype)  # (side²,) each
+    old_r = np.cos(angle) * r + np.sin(angle) * c + (centre - shift_r)  # (N, side²)
+    old_c = np.cos(angle) * c - np.sin(angle) * r + (centre - shift_c)
+    np.clip(old_r, -1, side, out=old_r)
+    np.clip(old_c, -1, side, out=old_c)
+    top, left = np.floor(old_r).astype(np.int32), np.floor(old_c).astype(np.int32)
+    f_r, f_c = old_r - top, old_c - left
+    wide = side + 3  # a frame of zeros: one pixel before, two after
+    framed = np.zeros((n, wide, wide), X.dtype)
+    framed[:, 1:-2, 1:-2] = X.reshape(n, side, side)
+    framed = framed.ravel()
+    at = np.arange(n, dtype=np.int32)[:, None] * wide**2 + (top + 1) * wide + (left + 1)
+    upper = framed[at] * (1 - f_c) + framed[at + 1] * f_c
+    lower = framed[at + wide] * (1 - f_c) + framed[at + wide + 1] * f_c
+    return upper * (1 - f_r) + lower * f_r
