@@ -6,17 +6,38 @@ import math
 from itertools import count
 from operator import attrgetter
 
-__all__ = ["Layer", "MLP", "Neuron", "Node", "Operators", "Value", "draw_graph", "layout", "record"]
+__all__ = ["Layer", "MLP", "Neuron", "Node", "Operators", "Value", "draw_graph", "layout", "record", "sorted_graph"]
 
 
 _tick = count().__next__  # one clock for all values: 0, 1, 2, …
 
 
+def sorted_graph(root):
+    """All nodes that `root` depends on, itself included, each after every node that uses it.
+
+    Raises RuntimeError when part of the graph was freed, or a value was changed in place after it was used.
+    """
+    nodes, seen = [root], {root}
+    for node in nodes:  # the list grows while it is walked
+        if node._parents is None:
+            raise RuntimeError(
+                "this graph was freed by an earlier backward(); to keep one: backward(retain_graph=True)"
+            )
+        for parent in node._parents:
+            if parent._order > node._order:
+                what = f"{parent.label or parent!r} was changed in place after '{node.op}' used it"
+                raise RuntimeError(f"{what}: compute the result again before backward()")
+            if parent not in seen:
+                seen.add(parent)
+                nodes.append(parent)
+    return sorted(nodes, key=attrgetter("_order"), reverse=True)
+
+
 class Node:
     """A scalar in a computation graph: its data, its gradient, and how it was computed.
 
-    data: a float; setting it marks the node as changed. grad: the derivative of the last backward()'s start with
-    respect to this node; leaves add up over calls. op and label: texts for drawings and messages.
+    data: a float; setting it marks the node as changed. grad: the derivative, with respect to this node, of the
+    value whose backward() was called; leaves add up over calls. op and label: texts for drawings and messages.
     """
 
     __slots__ = ("_data", "grad", "_parents", "_slopes", "_order", "op", "label")
@@ -44,29 +65,13 @@ class Node:
     def backward(self, retain_graph=False):
         """Set .grad to d(self)/d(node) for every node that self depends on; leaves add it to what they have.
 
-        Frees the graph unless retain_graph. Raises RuntimeError, before any gradient changes, when the graph was freed
-        already or a value in it was changed in place after its use.
+        Frees the graph unless retain_graph. Raises RuntimeError as sorted_graph does, before any gradient changes.
         """
-        nodes, seen = [self], {self}
-        for node in nodes:  # the list grows while it is walked
-            if node._parents is None:
-                raise RuntimeError(
-                    "this graph was freed by an earlier backward(); keep it with backward(retain_graph=True)"
-                )
-            for parent in node._parents:
-                if parent._order > node._order:
-                    raise RuntimeError(
-                        f"{parent.label or parent!r} was changed in place after '{node.op}' used it: "
-                        "compute the result again before backward()"
-                    )
-                if parent not in seen:
-                    seen.add(parent)
-                    nodes.append(parent)
+        nodes = sorted_graph(self)
         for node in nodes:
             if node._parents:
                 node.grad = 0.0
         self.grad += 1.0
-        nodes.sort(key=attrgetter("_order"), reverse=True)  # every node after all that use it
         for node in nodes:
             gradient = node.grad
             for parent, slope in zip(node._parents, node._slopes):
@@ -118,9 +123,7 @@ class Operators(Node):
         a, variable = self._data, isinstance(exponent, Node)
         n = exponent._data if variable else float(exponent)
         if a < 0 and (variable or not n.is_integer()) or a == 0 and (variable or n < 0):
-            raise ValueError(
-                f"{a:g} ** {n:g}: the base must be positive here for the result or its slope to exist"
-            )
+            raise ValueError(f"{a:g} ** {n:g}: the base must be positive for the result and its slope to exist")
         slope = n * a ** (n - 1) if a or n >= 1 else (math.inf if n else 0.0)
         if variable:
             return record(a**n, (self, exponent), (slope, a**n * math.log(a)), "**")
@@ -275,9 +278,7 @@ class MLP:
 
     def __init__(self, sizes, rng):
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(
-                f"sizes must name at least an input and an output width, all positive; got {sizes}"
-            )
+            raise ValueError(f"sizes must name at least an input and an output width, all positive; got {sizes}")
         last = len(sizes) - 2
         self.layers = [Layer(m, n, rng, bend=i < last) for i, (m, n) in enumerate(zip(sizes, sizes[1:]))]
 

@@ -87,7 +87,10 @@ lesson.add(
 
 def _check_newton(answer):
     def expect_root(f, start, root, given):
-        got = answer(f, start)
+        try:
+            got = answer(f, start)
+        except ValueError as error:
+            raise Wrong(f"expected {root:.6g} for {given}, got a ValueError: {error}") from None
         if isinstance(got, Value):
             raise Wrong(f"expected a plain float for {given}, got a Value")
         expect(got, root, given, atol=1e-7)
@@ -96,7 +99,7 @@ def _check_newton(answer):
     expect_root(lambda x: x.exp() - 5, 3.0, math.log(5), "f = eˣ − 5, start 3")
     expect_root(lambda x: 1e-6 * (x * x - 2), 1.0, math.sqrt(2), "f = 0.000001 (x² − 2), start 1")
     expect_root(
-        lambda x: sum(82 / (1 + x) ** k for k in range(1, 13)) - 900, 0.01, 0.0140781, "the bicycle, start 0.01"
+        lambda x: sum(82 / (1 + x) ** k for k in range(1, 13)) - 900, 0.01, 0.0140021886, "the bicycle, start 0.01"
     )
     for f, given in [
         (lambda x: x * x + 1, "f = x² + 1, which has no root"),
