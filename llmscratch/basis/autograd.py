@@ -6,10 +6,18 @@ import math
 from itertools import count
 from operator import attrgetter
 
-__all__ = ["Layer", "MLP", "Neuron", "Node", "Operators", "Value", "draw_graph", "layout", "record", "sorted_graph"]
+__all__ = ["Layer", "MLP", "Neuron", "Node", "Operators", "Value", "real", "record", "softplus", "sorted_graph"]
 
 
 _tick = count().__next__  # one clock for all values: 0, 1, 2, …
+
+
+def real(number, name):
+    """The number as a float; TypeError with its name for what is no real number, a text such as "3" included."""
+    try:
+        return float(number * 1.0)  # a text would pass float() alone
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name} must be a real number that a float can hold, not {number!r}") from None
 
 
 def sorted_graph(root):
@@ -25,8 +33,8 @@ def sorted_graph(root):
             )
         for parent in node._parents:
             if parent._order > node._order:
-                what = f"{parent.label or parent!r} was changed in place after '{node.op}' used it"
-                raise RuntimeError(f"{what}: compute the result again before backward()")
+                name = parent.label or repr(parent)
+                raise RuntimeError(f"{name} was changed in place after '{node.op}' used it: compute that again")
             if parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
@@ -36,7 +44,7 @@ def sorted_graph(root):
 class Node:
     """A scalar in a computation graph: its data, its gradient, and how it was computed.
 
-    data: a float; setting it marks the node as changed. grad: the derivative, with respect to this node, of the
+    data: a float; setting it (leaves only) marks the node as changed. grad: the derivative, with respect to this node, of the
     value whose backward() was called; leaves add up over calls. op and label: texts for drawings and messages.
     """
 
@@ -44,8 +52,8 @@ class Node:
     __array_ufunc__ = None  # NumPy numbers on the left leave the operation to us
 
     def __init__(self, data, label=""):
-        self.data = data
         self.grad, self._parents, self._slopes, self.op, self.label = 0.0, (), (), "", label
+        self.data = data
 
     @property
     def data(self):
@@ -53,11 +61,13 @@ class Node:
 
     @data.setter
     def data(self, number):
-        try:
-            self._data = float(number)
-        except (TypeError, ValueError):
-            raise TypeError(f"data must be a real number, not {number!r}") from None
+        if self._parents != ():
+            raise RuntimeError(f"only a value you made can be set; this one is the result of '{self.op}'")
+        self._data = real(number, "data")
         self._order = _tick()  # as if made now: whatever was computed from it before is out of date
+
+    def __reduce__(self):  # a copy, or a pickle in another process with its own clock, is a new leaf
+        return type(self), (self._data, self.label)
 
     def __repr__(self):
         return f"{type(self).__name__}(data={self._data:.6g}, grad={self.grad:.6g})"
@@ -74,24 +84,18 @@ class Node:
         self.grad += 1.0
         for node in nodes:
             gradient = node.grad
-            for parent, slope in zip(node._parents, node._slopes):
+            for parent, slope in zip(node._parents, node._slopes, strict=True):
                 parent.grad += gradient * slope
             if node._parents and not retain_graph:
                 node._parents = node._slopes = None
 
 
 def record(data, parents, slopes, op):
-    """A Value: the result `data` of operation `op` on `parents`, a tuple of Values, with one local derivative each."""
-    out = object.__new__(Value)
-    out._data, out.grad, out._parents, out._slopes, out._order, out.op, out.label = (
-        data,
-        0.0,
-        parents,
-        slopes,
-        _tick(),
-        op,
-        "",
-    )
+    """A Value: the float `data`, result of `op` on `parents` (a tuple of Values), with one slope (float) for each."""
+    out = object.__new__(Value)  # skips __init__, which would check what is known to be a float
+    out._data, out.grad, out._order = data, 0.0, _tick()
+    out._parents, out._slopes = parents, slopes
+    out.op, out.label = op, ""
     return out
 
 
@@ -115,17 +119,15 @@ class Operators(Node):
     def __truediv__(self, other):
         other = other if isinstance(other, Node) else Value(other)
         a, b = self._data, other._data
-        if b == 0:
-            raise ZeroDivisionError(f"{a:g} / 0: the divisor must not be zero")
-        return record(a / b, (self, other), (1 / b, -a / (b * b)), "/")
+        return record(a / b, (self, other), (1 / b, -(a / b) / b), "/")
 
     def __pow__(self, exponent):
-        a, variable = self._data, isinstance(exponent, Node)
-        n = exponent._data if variable else float(exponent)
-        if a < 0 and (variable or not n.is_integer()) or a == 0 and (variable or n < 0):
-            raise ValueError(f"{a:g} ** {n:g}: the base must be positive for the result and its slope to exist")
-        slope = n * a ** (n - 1) if a or n >= 1 else (math.inf if n else 0.0)
-        if variable:
+        a, recorded = self._data, isinstance(exponent, Node)
+        n = exponent._data if recorded else real(exponent, "the exponent")
+        if a < 0 and (recorded or not n.is_integer()) or a == 0 and (recorded or n < 0):
+            raise ValueError(f"{a:g} ** {n:g}: a base > 0 is needed here for the result and its slopes to exist")
+        slope = 0.0 if n == 0 else math.inf if a == 0 and n < 1 else n * a ** (n - 1)
+        if recorded:
             return record(a**n, (self, exponent), (slope, a**n * math.log(a)), "**")
         return record(a**n, (self,), (slope,), f"**{n:g}")
 
@@ -143,6 +145,12 @@ class Operators(Node):
     def __rpow__(self, base):
         return Value(base) ** self
 
+    def __lt__(self, other):
+        return self._data < (other._data if isinstance(other, Node) else other)
+
+    def __gt__(self, other):
+        return self._data > (other._data if isinstance(other, Node) else other)
+
 
 class Value(Operators):
     """A scalar that records the operations it goes through, so that backward() can differentiate the result."""
@@ -150,6 +158,8 @@ class Value(Operators):
     __slots__ = ()
 
     def exp(self):
+        if self._data > 709.78:
+            raise OverflowError(f"exp({self._data:g}) is too large for a float")
         y = math.exp(self._data)
         return record(y, (self,), (y,), "exp")
 
@@ -171,74 +181,9 @@ class Value(Operators):
 
     def relu(self):
         """max(0, x); the slope at exactly 0 is 0, as in PyTorch."""
-        if self._data > 0:
-            return record(self._data, (self,), (1.0,), "relu")
-        return record(0.0, (self,), (0.0,), "relu")
-
-
-def layout(root):
-    """Places (x, y) for drawing the graph that leads to `root`: a dict from node to place, `root` at x = 0.
-
-    A node stands one column left of its first user; inputs stand from top to bottom, others at their middle.
-    """
-    users, nodes = {root: []}, [root]
-    for node in nodes:
-        for parent in node._parents or ():
-            if parent not in users:
-                nodes.append(parent)
-            users.setdefault(parent, []).append(node)
-    column, row, leaves, stack = {}, {}, count(), [root]
-    for node in sorted(nodes, key=attrgetter("_order"), reverse=True):  # users before what they use
-        column[node] = min((column[u] - 1 for u in users[node]), default=0)
-    while stack:
-        node = stack.pop()
-        inputs = dict.fromkeys(node._parents or ())
-        waiting = [p for p in inputs if p not in row]
-        if waiting:
-            stack += [node, *reversed(waiting)]
-        elif node not in row:
-            row[node] = sum(row[p] for p in inputs) / len(inputs) if inputs else -next(leaves)
-    return {n: (2.3 * column[n], 1.25 * row[n] - 0.3 * (len(n._parents or ()) == 1)) for n in nodes}
-
-
-def draw_graph(root, ax=None):
-    """Draw the graph that leads to `root`: values and gradients in boxes, slopes on arrows. Returns the axes.
-
-    For small graphs that were not freed.
-    """
-    import matplotlib.pyplot as plt
-
-    place = layout(root)
-    left, low, high = (
-        min(x for x, _ in place.values()),
-        *(f(y for _, y in place.values()) for f in (min, max)),
-    )
-    if ax is None:
-        _, ax = plt.subplots(figsize=(1.2 - 0.75 * left, 1.1 + 0.75 * (high - low)))
-    boxes, blue = {}, "#0072B2"
-    for node, (x, y) in place.items():
-        text = f"{node.label or node.op or 'constant'}\n{node.data:.3g}\ngrad {node.grad:.3g}"
-        style = {
-            "boxstyle": "round,pad=0.3",
-            "fc": "white",
-            "ec": "#222222" if node.op else "#E69F00",
-            "lw": 1.4,
-        }
-        drawn = ax.text(x, y, text, ha="center", va="center", fontsize=8, bbox=style, zorder=3)
-        boxes[node] = drawn.get_bbox_patch()
-    for node, (x1, y1) in place.items():
-        for k, (parent, slope) in enumerate(zip(node._parents or (), node._slopes or ())):
-            x0, y0 = place[parent]
-            bend = 0.35 if node._parents.index(parent) < k or x1 - x0 > 2.4 else 0.0
-            style = {"arrowstyle": "->", "color": blue, "lw": 1.4, "connectionstyle": f"arc3,rad={bend}"}
-            style |= {"patchA": boxes[parent], "patchB": boxes[node], "shrinkA": 0, "shrinkB": 0}
-            ax.annotate("", (x1, y1), (x0, y0), arrowprops=style)
-            x, y = (x0 + x1) / 2 + bend / 2 * (y1 - y0), (y0 + y1) / 2 - bend / 2 * (x1 - x0)
-            style = {"fc": "white", "ec": "none", "pad": 0.6}
-            ax.text(x, y, f"{slope:.3g}", color=blue, fontsize=8, ha="center", va="center", bbox=style)
-    ax.set(xlim=(left - 0.8, 0.8), ylim=(low - 0.7, high + 0.7), aspect="equal")
-    ax.axis("off")
-    return ax
+        if self._data <= 0:
+            return record(0.0, (self,), (0.0,), "relu")
+        return record(self._data, (self,), (1.0,), "relu")  # nan comes this way, and stays nan
 
 
 class Neuron:
@@ -294,3 +239,10 @@ class MLP:
         """Set every parameter's gradient to zero: call it before each backward()."""
         for p in self.parameters():
             p.grad = 0.0
+
+
+def softplus(x):
+    """ln(1 + exp(x)) of a Value, without overflow for any x."""
+    small = math.exp(-abs(x.data))  # in (0, 1]
+    slope = (1.0 if x.data >= 0 else small) / (1 + small)  # the sigmoid of x
+    return record(max(x.data, 0.0) + math.log1p(small), (x,), (slope,), "softplus")

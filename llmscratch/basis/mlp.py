@@ -22,13 +22,10 @@ def cross_entropy(logits, targets):
     Raises ValueError when the shapes do not fit or a target is out of range.
     """
     targets = np.asarray(targets)
-    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
-        raise ValueError(f"logits must be (B, C) and targets (B,); got {logits.shape} and {targets.shape}")
-    if (
-        not np.issubdtype(targets.dtype, np.integer)
-        or targets.min() < 0
-        or targets.max() >= logits.shape[1]
-    ):
+    if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
+        shapes = f"got {logits.shape} and {targets.shape}"
+        raise ValueError(f"logits must be (B, C) and targets (B,), with at least one example; {shapes}")
+    if not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0 or targets.max() >= logits.shape[1]:
         raise ValueError(
             f"targets must be integers from 0 to {logits.shape[1] - 1}; got {targets.dtype} {targets[:5]}…"
         )
@@ -52,9 +49,9 @@ class MLP:
             raise ValueError(
                 f"sizes must name at least an input and an output width, all positive; got {sizes}"
             )
-        self.W = [
-            (rng.normal(size=(n, m)) * np.sqrt(2 / m)).astype(dtype) for m, n in zip(sizes, sizes[1:])
-        ]
+        if dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype must be np.float32 or np.float64; got {dtype}")
+        self.W = [(rng.normal(size=(n, m)) * np.sqrt(2 / m)).astype(dtype) for m, n in zip(sizes, sizes[1:])]
         self.b = [np.zeros(n, dtype) for n in sizes[1:]]
 
     def parameters(self):
@@ -62,10 +59,10 @@ class MLP:
         return self.W + self.b
 
     def forward(self, X):
-        """Activations of every layer for X (B, in): [X, A1, …, logits], the logits being (B, out)."""
+        """Activations of every layer for X (B, in), in the weights' dtype: [X, A1, …, logits], the last (B, out)."""
         if X.ndim != 2 or X.shape[1] != self.W[0].shape[1]:
             raise ValueError(f"X must be (B, {self.W[0].shape[1]}); got {X.shape}")
-        A = [X]
+        A = [X.astype(self.W[0].dtype, copy=False)]
         for layer, (W, b) in enumerate(zip(self.W, self.b), start=1):
             Z = A[-1] @ W.T  # (B, out)
             Z += b
@@ -75,7 +72,7 @@ class MLP:
         return A
 
     def loss_and_gradients(self, X, targets):
-        """The mean cross-entropy and its gradients, in the order of parameters()."""
+        """Mean cross-entropy for X (B, in), targets (B,), and its gradients, in order and shape of parameters()."""
         A = self.forward(X)
         loss, delta = cross_entropy(A[-1], targets)
         dW, db = [None] * len(self.W), [None] * len(self.W)
@@ -91,10 +88,12 @@ class MLP:
 def train_epoch(model, X, y, *, lr, batch_size, rng):
     """One epoch of mini-batch SGD over X (N, in), y (N,), in a random order; changes the model. Returns the mean loss.
 
-    Raises FloatingPointError when the loss stops being finite (usually: lr is too large).
+    Raises FloatingPointError when the loss stops being finite (usually: lr is much too large).
     """
     if len(X) != len(y):
         raise ValueError(f"X and y must have the same length; got {len(X)} and {len(y)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     order, total = rng.permutation(len(X)), 0.0
     for start in range(0, len(X), batch_size):
         batch = order[start : start + batch_size]
@@ -102,14 +101,18 @@ def train_epoch(model, X, y, *, lr, batch_size, rng):
         if not np.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss}; a smaller lr than {lr} may help")
         for p, g in zip(model.parameters(), gradients):
-            g *= lr
+            g *= lr  # in place: the gradients are ours, and no new array is made
             p -= g
         total += loss * len(batch)
     return total / len(X)
 
 
 def accuracy(model, X, y):
-    """The share of rows of X (N, in) whose largest logit stands at their label y (N,)."""
+    """The share, from 0 to 1, of the rows of X (N, in) whose largest logit stands at their label y (N,)."""
+    if np.shape(y) != (len(X),) or not len(X):
+        raise ValueError(
+            f"y must hold one label for each of at least one row; got {np.shape(y)} for {len(X)} rows"
+        )
     return float((model.forward(X)[-1].argmax(axis=1) == y).mean())
 
 
@@ -117,8 +120,13 @@ def shift_and_turn(X, rng, *, shift=2.0, degrees=12.0):
     """Each picture of X (N, side²) shifted by up to ±shift pixels each way and turned by up to ±degrees, at random.
 
     Bilinear interpolation; what comes from outside the picture is 0. Same shape and dtype as X.
-    Raises ValueError when the pictures are not square.
+    Raises ValueError when X is not (N, side²) of float32 or float64, or a range is negative.
     """
+    if X.ndim != 2 or X.dtype not in (np.float32, np.float64) or min(shift, degrees) < 0:
+        raise ValueError(
+            "X must be (N, side²), float32 or float64, and shift and degrees not negative; "
+            f"got {X.shape} {X.dtype}, shift {shift}, degrees {degrees}"
+        )
     n, side = len(X), round(X.shape[1] ** 0.5)
     if side * side != X.shape[1]:
         raise ValueError(f"X must hold square pictures as rows; {X.shape[1]} pixels are not a square")
@@ -130,13 +138,14 @@ def shift_and_turn(X, rng, *, shift=2.0, degrees=12.0):
     old_c = np.cos(angle) * c - np.sin(angle) * r + (centre - shift_c)
     np.clip(old_r, -1, side, out=old_r)
     np.clip(old_c, -1, side, out=old_c)
-    top, left = np.floor(old_r).astype(np.int32), np.floor(old_c).astype(np.int32)
+    top, left = np.floor(old_r), np.floor(old_c)
     f_r, f_c = old_r - top, old_c - left
     wide = side + 3  # a frame of zeros: one pixel before, two after
     framed = np.zeros((n, wide, wide), X.dtype)
     framed[:, 1:-2, 1:-2] = X.reshape(n, side, side)
     framed = framed.ravel()
-    at = np.arange(n, dtype=np.int32)[:, None] * wide**2 + (top + 1) * wide + (left + 1)
+    row, column = top.astype(np.int32) + 1, left.astype(np.int32) + 1
+    at = np.arange(n, dtype=np.int32)[:, None] * wide**2 + row * wide + column
     upper = framed[at] * (1 - f_c) + framed[at + 1] * f_c
     lower = framed[at + wide] * (1 - f_c) + framed[at + wide + 1] * f_c
     return upper * (1 - f_r) + lower * f_r

@@ -12,16 +12,21 @@ check, hint, solution = lesson.check, lesson.hint, lesson.solution
 
 def _check_quorum(answer):
     for n, k in [(2, 1), (2, 2), (3, 2), (5, 4), (4, 1)]:
-        w, b = answer(n, k)
+        result = answer(n, k)
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise Wrong("expected two things, the weights w and the bias b: end with `return w, b`")
+        w, b = result[0], np.asarray(result[1], dtype=float)
         if np.shape(w) != (n,):
             raise Wrong(f"expected weights of shape ({n},) for n = {n}, k = {k}, got shape {np.shape(w)}")
+        if b.size != 1:
+            raise Wrong(f"expected one number as the bias for n = {n}, k = {k}, got shape {b.shape}")
         for votes in itertools.product([0, 1], repeat=n):
-            z = float(np.dot(w, votes) + b)
+            z = float(np.dot(w, votes) + b.item())
             wanted = sum(votes) >= k
             if (z > 0) != wanted:
                 sign = "positive" if wanted else "negative"
                 raise Wrong(f"expected a {sign} z for n = {n}, k = {k} and input {votes}, got z = {z:.3g}")
-            if abs(z) < 0.4:
+            if abs(z) < 0.4 - 1e-9:
                 raise Wrong(
                     f"expected |z| ≥ 0.4 for n = {n}, k = {k}, input {votes}, got z = {z:.3g}: too close a vote"
                 )
@@ -41,6 +46,7 @@ lesson.add(
         (lambda n, k: (np.ones(n), 0.9 - k)): "too close a vote",
         (lambda n, k: (np.ones(n) / n, -0.5)): "expected a",
         (lambda n, k: (1.0, 0.5 - k)): "expected weights of shape (2,)",
+        (lambda n, k: np.ones(n) / k): "expected",
     },
 )  # fmt: skip
 
@@ -79,8 +85,8 @@ def _check_delta(answer):
         z, y = np.array([800.0, -800.0]), np.array([0.0, 1.0])
         expect(answer(z, y), np.array([1.0, -1.0]), "z = [800, −800], y = [0, 1]")
         rng = np.random.default_rng(1)
-        z, y = rng.normal(size=(4, 3)), rng.integers(0, 2, size=(4, 3)).astype(float)
-        expect(answer(z, y), 1 / (1 + np.exp(-z)) - y, "a random z of shape (4, 3)")
+        z, y = rng.normal(size=(4, 3)), rng.uniform(size=(4, 3))
+        expect(answer(z, y), 1 / (1 + np.exp(-z)) - y, "a random z of shape (4, 3) and targets between 0 and 1")
 
 
 def delta_cross_entropy(z, y):
@@ -119,9 +125,14 @@ def _check_hinge(answer):
     rng = np.random.default_rng(3)
     tables.append(("a random table of 20 points", np.sort(rng.uniform(5, 9, 20)), rng.normal(size=20)))
     for given, t, y in tables:
-        v, s, c = answer(t, y)
+        result = answer(t, y)
+        if not isinstance(result, tuple | list) or len(result) != 3:
+            raise Wrong("expected three things: end with `return v, s, c`")
+        v, s, c = result
         if np.shape(v) != (len(t) - 2,):
-            raise Wrong(f"expected {len(t) - 2} hinges, one an inner point, for {given}, got shape {np.shape(v)}")
+            raise Wrong(
+                f"expected {len(t) - 2} hinges, one an inner point, for {given}, got {np.shape(v)} (v comes first)"
+            )
         x = np.linspace(t[0], t[-1], 101)
         got = c + s * x + np.maximum(0, x[:, None] - t[1:-1]) @ np.asarray(v, dtype=float)
         worst = np.argmax(np.abs(got - np.interp(x, t, y)))

@@ -108,7 +108,7 @@ def _check_momentum(answer):
     start = [rng.normal(size=(2, 3)), rng.normal(size=3)]
     params, velocities = [p.copy() for p in start], [np.zeros((2, 3)), np.zeros(3)]
     want_p, want_v = [p.copy() for p in start], [np.zeros((2, 3)), np.zeros(3)]
-    kept = list(params)
+    kept, kept_v = list(params), list(velocities)
     for step in range(1, 4):
         gradients = [rng.normal(size=(2, 3)), rng.normal(size=3)]
         given = [g.copy() for g in gradients]
@@ -119,8 +119,8 @@ def _check_momentum(answer):
             where = f"array {i} after step {step} (lr = 0.1, beta = 0.9)"
             if not np.array_equal(gradients[i], given[i]):
                 raise Wrong(f"expected the gradient of {where} unchanged, but it was changed in place")
-            if params[i] is not kept[i]:
-                raise Wrong(f"expected parameter {where} to be changed in place, but the list holds a new array")
+            if params[i] is not kept[i] or velocities[i] is not kept_v[i]:
+                raise Wrong(f"expected parameter and velocity {where} changed in place, but a list holds a new array")
             expect(velocities[i], want_v[i], f"velocity {where}")
             expect(params[i], want_p[i], f"parameter {where}")
 
@@ -177,12 +177,12 @@ def _check_prepare(answer):
     cases = [("a 200 × 160 photo with a tall L", _photo(200, 160, (40, 30, 160, 90)), 60 / 120),
              ("a 90 × 300 photo with a wide L", _photo(90, 300, (20, 180, 70, 280)), 100 / 50)]  # fmt: skip
     for given, photo, shape in cases:
-        x = answer(photo.copy())
-        if np.shape(x) != (784,):
-            raise Wrong(f"expected shape (784,) for {given}, got {np.shape(x)}")
+        x = np.asarray(answer(photo.copy()))
+        if x.shape != (784,):
+            raise Wrong(f"expected shape (784,) for {given}, got {x.shape}")
         if x.min() < 0 or x.max() > 1 or x.max() < 0.5:
             raise Wrong(f"expected ink up to 1 and values in [0, 1] for {given}, got {x.min():.3g} to {x.max():.3g}")
-        image = np.asarray(x, dtype=float).reshape(28, 28)
+        image = x.astype(float).reshape(28, 28)
         if image[0].mean() > 0.3:
             raise Wrong(f"expected dark paper and bright ink for {given}, got a bright border: invert the photo")
         ink = image > 0.5
@@ -192,17 +192,30 @@ def _check_prepare(answer):
             raise Wrong(f"expected the digit's longer side to measure 20 pixels for {given}, got {max(tall, wide)}")
         if abs(min(tall, wide) - 20 * min(shape, 1 / shape)) > 1.5 or (tall > wide) != (shape < 1):
             raise Wrong(f"expected both sides scaled alike for {given}, got {tall} × {wide} pixels")
+        top, left = rows[0], columns[0]
+        corners = [image[r : r + 3, c : c + 3].mean() for r in (top, top + tall - 3) for c in (left, left + wide - 3)]
+        if [value > 0.5 for value in corners] != [True, False, True, True]:
+            raise Wrong(f"expected the L upright, all its corners inked but the upper right, for {given}")
         r, c = np.mgrid[:28, :28]
         centre = np.array([(image * r).sum(), (image * c).sum()]) / image.sum()
-        if np.abs(centre - 13.5).max() > 0.75:
-            raise Wrong(f"expected the centre of mass at 13.5, 13.5 for {given}, got {centre[0]:.1f}, {centre[1]:.1f}")
-        if np.asarray(x).dtype != np.float32:
-            raise Wrong(f"expected float32 for {given}, got {np.asarray(x).dtype}")
+        if np.abs(centre - 14).max() > 0.55:
+            raise Wrong(f"expected the centre of mass at 14, 14 for {given}, got {centre[0]:.1f}, {centre[1]:.1f}")
+        if x.dtype != np.float32:
+            raise Wrong(f"expected float32 for {given}, got {x.dtype}")
+    try:
+        answer(np.full((50, 40), 240.0))
+    except ValueError:
+        return
+    except Exception as error:
+        raise Wrong(f"expected a ValueError for a page without ink, got {type(error).__name__}: {error}") from None
+    raise Wrong("expected a ValueError for a page without ink, got an answer")
 
 
-def prepare(photo, centred=True, alike=True):
+def prepare(photo, middle=14.0, alike=True):
     ink = 1 - photo / 255.0
     ink[ink < 0.5] = 0
+    if not ink.any():
+        raise ValueError("there is no ink on this page")
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     longer = max(ink.shape)
@@ -211,22 +224,36 @@ def prepare(photo, centred=True, alike=True):
     small = ink[((np.arange(tall) + 0.5) * ink.shape[0] / tall).astype(int)]
     small = small[:, ((np.arange(wide) + 0.5) * ink.shape[1] / wide).astype(int)]
     r, c = np.mgrid[:tall, :wide]
-    middle = (np.array([(small * r).sum(), (small * c).sum()]) / small.sum()) if centred else np.array([tall, wide]) / 2
-    top, left = np.clip(np.rint(13.5 - middle).astype(int), 0, [28 - tall, 28 - wide])
+    mass = np.array([(small * r).sum(), (small * c).sum()]) / small.sum()
+    top, left = np.clip(np.rint(middle - mass).astype(int), 0, [28 - tall, 28 - wide])
     out = np.zeros((28, 28), dtype=np.float32)
     out[top : top + tall, left : left + wide] = small
     return out.ravel()
+
+
+def _mirrored(photo):
+    return prepare(photo[:, ::-1])
+
+
+def _filled(photo):
+    ink = photo < 127
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    solid = np.full(photo.shape, 255.0)
+    solid[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 0
+    return prepare(solid)
 
 
 lesson.add(
     4, 3, "Your own handwriting", check=_check_prepare,
     hints=["Four steps: invert and scale to [0, 1], cut out the box that holds ink, resize, place. Look at each.",
            "Resize by asking where each new pixel comes from, as in shift_and_turn; the nearest old pixel is enough.",
-           "The centre of mass is the ink-weighted mean of the row and column numbers; it should land on 13.5, 13.5."],
+           "The centre of mass is the ink-weighted mean of the row and column numbers; it should land on 14, 14."],
     solution=prepare,
     wrong={
         (lambda photo: 1 - prepare(photo)): "invert the photo",
-        (lambda photo: prepare(photo, centred=False)): "centre of mass",
+        (lambda photo: prepare(photo, middle=12.9)): "centre of mass",
+        _mirrored: "the L upright",
+        _filled: "the L upright",
         (lambda photo: prepare(photo, alike=False)): "both sides scaled alike",
         (lambda photo: prepare(photo).astype(np.float64)): "expected float32",
     },

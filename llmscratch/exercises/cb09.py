@@ -51,7 +51,7 @@ lesson.add(
 
 
 def _check_log_sum_exp(answer):
-    for numbers in ([0.0, 0.0], [1.0, 2.0, 3.0], [1000.0, 1001.0, 1002.0], [-1000.0, -1003.0], [5.0]):
+    for numbers in ([0.0, 0.0], [1.0, 2.0, 3.0], [1000.0, 1001.0, 1002.0], [-1000.0, -1003.0], [5.0], [0.0, 1000.0]):
         given = f"values {numbers}"
         values = [Value(n) for n in numbers]
         y = _value(answer(values), given)
@@ -60,6 +60,8 @@ def _check_log_sum_exp(answer):
         expect(y.data, top + math.log(total), given)
         y.backward()
         expect([v.grad for v in values], [math.exp(n - top) / total for n in numbers], f"the gradients of {given}")
+        if [v.data for v in values] != numbers:
+            raise Wrong(f"expected the {given} to be left as they are, but your function changed their data")
 
 
 def log_sum_exp(values):
@@ -79,6 +81,7 @@ lesson.add(
     solution=log_sum_exp,
     wrong={
         (lambda values: sum(v.exp() for v in values).log()): "OverflowError",
+        (lambda values: sum((v - values[0].data).exp() for v in values).log() + values[0].data): "OverflowError",
         (lambda values: sum((v - max(u.data for u in values)).exp() for v in values).log()): "expected 3.40761",
         _detached: "the gradients of values",
     },
@@ -86,9 +89,19 @@ lesson.add(
 
 
 def _check_newton(answer):
+    calls = []
+
+    def counted(f):
+        def counting(x):
+            calls.append(x)
+            return f(x)
+
+        return counting
+
     def expect_root(f, start, root, given):
+        calls.clear()
         try:
-            got = answer(f, start)
+            got = answer(counted(f), start)
         except ValueError as error:
             raise Wrong(f"expected {root:.6g} for {given}, got a ValueError: {error}") from None
         if isinstance(got, Value):
@@ -101,13 +114,22 @@ def _check_newton(answer):
     expect_root(
         lambda x: sum(82 / (1 + x) ** k for k in range(1, 13)) - 900, 0.01, 0.0140021886, "the bicycle, start 0.01"
     )
+    calls.clear()
+    answer(counted(lambda x: x * x - 2), 1.0, tolerance=0.2)
+    if len(calls) > 3:
+        raise Wrong(
+            f"expected at most 3 steps for f = x² − 2, start 1, tolerance 0.2, got {len(calls)}: use the tolerance"
+        )
     for f, given in [
         (lambda x: x * x + 1, "f = x² + 1, which has no root"),
         (lambda x: x * 0 + 1, "f = 1, with slope 0"),
     ]:
+        calls.clear()
         try:
-            got = answer(f, 0.7)
+            got = answer(counted(f), 0.7)
         except ValueError:
+            if len(calls) > 101:
+                raise Wrong(f"expected at most 100 steps for {given}, got {len(calls)}") from None
             continue
         except ZeroDivisionError:
             raise Wrong(f"expected a ValueError for {given}, got ZeroDivisionError") from None
@@ -124,7 +146,7 @@ def newton(f, start, tolerance=1e-10):
             raise ValueError(f"the slope at {guess:g} is zero: Newton's method cannot go on")
         step = y.data / x.grad
         guess -= step
-        if abs(step) <= tolerance * max(1.0, abs(guess)):
+        if abs(step) <= tolerance:
             return guess
     raise ValueError("no root found in 100 steps")
 
@@ -168,10 +190,10 @@ def _dirty(f, start, tolerance=1e-10):
 lesson.add(
     3, 2, "The interest hidden in a loan", check=_check_newton,
     hints=["Make a fresh Value for each guess; then no gradient is left over from the last one.",
-           "Stop when the step is small, not when f is small: f may be scaled by anything.",
+           "Measure the step before you decide to stop; after a short step the new guess is the root.",
            "After the loop, raise ValueError; before dividing, look at the slope."],
     solution=newton,
-    wrong={_never_gives_up: "expected a ValueError", _small_f: "0.000001", _dirty: "f = x² − 2"},
+    wrong={_never_gives_up: "use the tolerance", _small_f: "0.000001", _dirty: "f = x² − 2"},
 )  # fmt: skip
 
 
@@ -180,8 +202,13 @@ def _check_dot(answer):
     given = "w = [2, −1], x = [3, 0.5], b = 0.25"
     y = _value(answer(w, x, b), given)
     expect(y.data, 5.75, given)
-    if set(y._parents) != {*w, *x, b}:
-        raise Wrong(f"expected one operation whose parents are the inputs themselves for {given}, got nodes between")
+    names = {**{v: f"w[{i}]" for i, v in enumerate(w)}, **{v: f"x[{i}]" for i, v in enumerate(x)}, b: "b"}
+    if extra := set(y._parents) - set(names):
+        raise Wrong(
+            f"expected one operation on the inputs themselves for {given}, got {len(extra)} other node(s) between"
+        )
+    if missing := [names[v] for v in names if v not in y._parents]:
+        raise Wrong(f"expected every input among the parents for {given}, missing: {', '.join(missing)}")
     (y * y).backward()
     expect([v.grad for v in w], [2 * 5.75 * 3.0, 2 * 5.75 * 0.5], f"the gradients of w for dot² at {given}")
     expect([v.grad for v in x], [2 * 5.75 * 2.0, -2 * 5.75], f"the gradients of x for dot² at {given}")
@@ -212,7 +239,7 @@ def _swapped(w, x, b):
 
 def _no_bias(w, x, b):
     out = dot(w, x, b)
-    return record(out.data, (*w, *x, b), (*(q.data for q in x), *(p.data for p in w), 0.0), "dot")
+    return record(out.data, (*w, *x), (*(q.data for q in x), *(p.data for p in w)), "dot")
 
 
 lesson.add(
@@ -220,5 +247,5 @@ lesson.add(
     hints=["One call of record, with the parents (*w, *x, b). The slopes must stand in the same order.",
            "A Value that occurs twice simply stands in parents twice: backward adds up."],
     solution=dot,
-    wrong={_not_fused: "expected one operation", _swapped: "the gradients of w", _no_bias: "the gradient of b"},
+    wrong={_not_fused: "expected one operation", _swapped: "the gradients of w", _no_bias: "missing: b"},
 )  # fmt: skip
