@@ -44,8 +44,8 @@ def sorted_graph(root):
 class Node:
     """A scalar in a computation graph: its data, its gradient, and how it was computed.
 
-    data: a float; setting it (leaves only) marks the node as changed. grad: the derivative, with respect to this node, of the
-    value whose backward() was called; leaves add up over calls. op and label: texts for drawings and messages.
+    data: a float; setting it (leaves only) marks the node as changed. grad: the derivative, with respect to this
+    node, of the value whose backward() was called; leaves add up over calls. op, label: texts for messages.
     """
 
     __slots__ = ("_data", "grad", "_parents", "_slopes", "_order", "op", "label")
