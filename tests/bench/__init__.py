@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from threadpoolctl import threadpool_limits
+
 from llmscratch.kit.proofs import Race
 from llmscratch.kit.upkeep import markdown_table
 
@@ -77,11 +79,14 @@ def discover() -> list[Row]:
 
 
 def measure(rows: list[Row]) -> list[Result]:
-    """Measure the rows in turn; what they print goes to stderr. A row that raises does not stop the rest."""
+    """Measure the rows in turn, on one thread; what they print goes to stderr. A row that raises stops no other.
+
+    With more threads, two libraries in one process disturb each other's pools, and the ratios swing by a factor of ten.
+    """
     results = []
     for this in rows:
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), threadpool_limits(1):
                 results.append(Result(this, this.measure()))
         except Exception as error:  # whatever a benchmark raises is shown in its row
             results.append(Result(this, None, f"{type(error).__name__}: {error}"))
@@ -139,7 +144,5 @@ def markdown(results: list[Result], said: dict) -> str:
     """The README's table, with the date and the class of machine."""
     at = said["machine"]
     versions = f"Python {at['python']}, NumPy {at['numpy']}, torch {at['torch'].split('+')[0]}"
-    intro = (
-        f"Measured on {said['date']} by `make bench` ({at['cpu']}, {at['cores']} cores, {at['system']}; {versions})."
-    )
+    intro = f"Measured on {said['date']} by `make bench` ({at['cpu']}, {at['cores']} cores, one thread each, {at['system']}; {versions})."
     return f"{intro}\n\n{markdown_table(HEAD, [cells(result) for result in results])}"

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None, rows: list[bench.Row] | None = None
     table = Table(*bench.HEAD, title=f"{said['machine']['cpu']}, {said['machine']['cores']} cores, {said['date']}")
     for result in results:
         table.add_row(*bench.cells(result))
-    Console(markup=False, highlight=False).print(table)
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     chosen.json.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {chosen.json}")
