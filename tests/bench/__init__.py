@@ -144,5 +144,6 @@ def markdown(results: list[Result], said: dict) -> str:
     """The README's table, with the date and the class of machine."""
     at = said["machine"]
     versions = f"Python {at['python']}, NumPy {at['numpy']}, torch {at['torch'].split('+')[0]}"
-    intro = f"Measured on {said['date']} by `make bench` ({at['cpu']}, {at['cores']} cores, one thread each, {at['system']}; {versions})."
+    where = f"{at['cpu']}, {at['cores']} cores, one thread a program, {at['system']}; {versions}"
+    intro = f"Measured on {said['date']} by `make bench` ({where})."
     return f"{intro}\n\n{markdown_table(HEAD, [cells(result) for result in results])}"
