@@ -32,9 +32,10 @@ TALK_TO_ONESELF = "import socket; s = socket.create_server(('127.0.0.1', 0)); so
 
 
 def chosen(arguments: list[str]) -> list[Path]:
-    """The notebooks that the arguments name. FileNotFoundError for one that is not there."""
+    """The notebooks that the arguments name, or all. FileNotFoundError for a named one that is not there."""
     found = []
-    for place in [Path(a) for a in arguments] or [ROOT / series for series in SERIES]:
+    every_series = [ROOT / series for series in SERIES if (ROOT / series).is_dir()]  # git keeps no empty folder
+    for place in [Path(a) for a in arguments] or every_series:
         if place.is_file() and place.suffix == ".ipynb":
             found.append(place.resolve())
         elif place.is_dir():

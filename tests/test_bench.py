@@ -8,6 +8,7 @@ import pytest
 from llmscratch.kit.proofs import Race, race
 from tests import bench
 from tests.bench.__main__ import main
+from tests.bench.lessons import source
 
 
 def quick_beside_slow() -> Race:
@@ -77,3 +78,10 @@ def test_a_decorated_function_is_found(monkeypatch):
     bench.row("a claim", at_least=2)(quick_beside_slow)
     (found,) = bench.ROWS
     assert found == bench.Row("a claim", 2, False, "s", quick_beside_slow)
+
+
+def test_a_lesson_s_own_code_is_read_from_its_cells():
+    text = source("01_common_basis/09_autograd", "make_step")
+    assert text.startswith("def make_step(Value, X, y):")
+    with pytest.raises(LookupError, match="09_autograd defines no nowhere"):
+        source("01_common_basis/09_autograd", "make_step", "nowhere")

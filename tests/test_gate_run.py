@@ -221,3 +221,10 @@ def test_the_namespace_has_no_network_but_itself():
     program = "import socket; print(socket.if_nameindex())"
     done = subprocess.run([*prefix, sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[(1, 'lo')]\n"
+
+
+def test_a_series_without_a_folder_is_no_fault(tmp_path, monkeypatch):
+    """Git keeps no empty folder, so a clone has only the series that hold lessons."""
+    (tmp_path / "01_common_basis").mkdir()
+    monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
+    assert run_notebooks.chosen([]) == []
