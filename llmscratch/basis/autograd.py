@@ -14,6 +14,8 @@ _tick = count().__next__  # one clock for all values: 0, 1, 2, …
 
 def real(number, name):
     """The number as a float; TypeError with its name for what is no real number, a text such as "3" included."""
+    if getattr(number, "requires_grad", False):
+        raise TypeError(f"{name} must be a plain number; a torch tensor would lose its gradient here")
     try:
         return float(number * 1.0)  # a text would pass float() alone
     except (TypeError, ValueError, OverflowError):
@@ -158,9 +160,10 @@ class Value(Operators):
     __slots__ = ()
 
     def exp(self):
-        if self._data > 709.78:
-            raise OverflowError(f"exp({self._data:g}) is too large for a float")
-        y = math.exp(self._data)
+        try:
+            y = math.exp(self._data)
+        except OverflowError:
+            raise OverflowError(f"exp({self._data:g}) is too large for a float") from None
         return record(y, (self,), (y,), "exp")
 
     def log(self):

@@ -194,7 +194,7 @@ def _check_prepare(answer):
             raise Wrong(f"expected both sides scaled alike for {given}, got {tall} × {wide} pixels")
         top, left = rows[0], columns[0]
         corners = [image[r : r + 3, c : c + 3].mean() for r in (top, top + tall - 3) for c in (left, left + wide - 3)]
-        if [value > 0.5 for value in corners] != [True, False, True, True]:
+        if [value > 0.25 for value in corners] != [True, False, True, True]:
             raise Wrong(f"expected the L upright, all its corners inked but the upper right, for {given}")
         r, c = np.mgrid[:28, :28]
         centre = np.array([(image * r).sum(), (image * c).sum()]) / image.sum()
