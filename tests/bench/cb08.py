@@ -1,5 +1,6 @@
 """What CB 08 claims: the digits that it reads, and its speed beside scikit-learn, PyTorch and a loop over examples."""
 
+import functools
 import statistics
 import time
 import warnings
@@ -26,6 +27,7 @@ def against(ours: list[float], theirs: list[float]) -> Race:
     return Race(mine, other, mine / other, low, high)
 
 
+@functools.cache
 def plain(seed: int) -> tuple[float, float]:
     """Percent of the test digits right and seconds after 15 epochs on the digits as they are."""
     digits, model, order = mnist(), MLP(SIZES, np.random.default_rng(seed)), np.random.default_rng(seed + 1)
@@ -35,6 +37,7 @@ def plain(seed: int) -> tuple[float, float]:
     return 100 * accuracy(model, digits.x_test, digits.y_test), time.perf_counter() - start
 
 
+@functools.cache
 def moved(seed: int) -> tuple[float, float]:
     """The same after 60 epochs on digits shifted and turned afresh, with the lesson's own settings."""
     space = {"np": np, "MLP": MLP, "train_epoch": train_epoch, "shift_and_turn": shift_and_turn, "accuracy": accuracy}
