@@ -16,6 +16,7 @@ import importlib
 import os
 import pkgutil
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,14 @@ def row(claim: str, *, at_most: float | None = None, at_least: float | None = No
         return measure
 
     return register
+
+
+def against(ours: list[float], theirs: list[float]) -> Race:
+    """A Race from repeats of ours and theirs (or a limit), pair by pair."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    return Race(mine, other, mine / other, low, high)
 
 
 def discover() -> list[Row]:

@@ -1,7 +1,6 @@
 """What CB 08 claims: the digits that it reads, and its speed beside scikit-learn, PyTorch and a loop over examples."""
 
 import functools
-import statistics
 import time
 import warnings
 
@@ -12,19 +11,11 @@ from sklearn.neural_network import MLPClassifier
 
 from llmscratch.basis.mlp import MLP, accuracy, shift_and_turn, train_epoch
 from llmscratch.kit import Race, mnist, race
-from tests.bench import row
+from tests.bench import against, row
 from tests.bench.lessons import source
 
 NOTEBOOK = "01_common_basis/08_mlp_in_numpy"
 SIZES, SEEDS = [784, 128, 10], range(3)
-
-
-def against(ours: list[float], theirs: list[float]) -> Race:
-    """A Race from repeats of ours and theirs (or a limit), pair by pair."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    mine, other = statistics.median(ours), statistics.median(theirs)
-    return Race(mine, other, mine / other, low, high)
 
 
 @functools.cache
