@@ -15,9 +15,8 @@ __all__ = ["Adam", "Embedding", "LayerNorm", "Linear", "Module", "SGD", "Tensor"
 
 def _unbroadcast(gradient, shape):
     """`gradient` summed over the axes along which an array of `shape` was stretched; the result has `shape`."""
-    new = gradient.ndim - len(shape)  # axes that broadcasting put in front
-    stretched = [new + i for i, n in enumerate(shape) if n == 1]
-    return gradient.sum(axis=(*range(new), *stretched)).reshape(shape)
+    strides = np.broadcast_to(np.empty(shape, bool), gradient.shape).strides  # 0 along a stretched axis
+    return gradient.sum(axis=tuple(i for i, stride in enumerate(strides) if stride == 0)).reshape(shape)
 
 
 class _Node:
@@ -103,7 +102,7 @@ def _fit(op, function, *arrays):
         return function(*arrays)
     except (ValueError, IndexError) as error:
         message = f"{op} does not fit shape {' and '.join(str(array.shape) for array in arrays)}"
-        raise IndexError(message) if isinstance(error, IndexError) else ValueError(message) from error
+        raise IndexError(message) if type(error) is IndexError else ValueError(message) from error
 
 
 def _operation(op, function, *vjps):
