@@ -1,0 +1,465 @@
+"""Exercises of CB 11, PyTorch's tensors and autograd."""
+
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+
+from llmscratch.exercises.lesson import Lesson, Wrong, expect
+
+lesson = Lesson("CB11")
+check, hint, solution = lesson.check, lesson.hint, lesson.solution
+
+
+def _tensor(result, given):
+    if not isinstance(result, torch.Tensor):
+        raise Wrong(f"expected a tensor for {given}, got {type(result).__name__}")
+    return result
+
+
+def _saved(compute):
+    """What compute() returns, and the saved tensors (data_ptr → bytes) of the graph that it records."""
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.data_ptr()] = tensor.nbytes
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return compute(), saved
+
+
+def _check_windows(answer):
+    whole = torch.arange(40.0)
+    for x, name in ((whole[:10], "x = 0, 1, …, 9"), (whole[3:30:3], "x = torch.arange(40.)[3:30:3]")):
+        for size, step in ((4, 1), (3, 2), (9, 1), (2, 5)):
+            given = f"{name}, size {size}, step {step}"
+            want = torch.stack([x[i : i + size] for i in range(0, len(x) - size + 1, step)])
+            got = _tensor(answer(x, size, step), given)
+            expect(got, want, given)
+            if got.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+                raise Wrong(f"expected a view of x for {given}, got a copy")
+
+
+def windows(x, size, step):
+    n, s = (len(x) - size) // step + 1, x.stride(0)
+    return x.as_strided((n, size), (step * s, s), x.storage_offset())
+
+
+def _windows_stacked(x, size, step):
+    return torch.stack([x[i : i + size] for i in range(0, len(x) - size + 1, step)])
+
+
+def _windows_stride_one(x, size, step):
+    return x.as_strided(((len(x) - size) // step + 1, size), (step, 1))
+
+
+def _windows_one_short(x, size, step):
+    s = x.stride(0)
+    return x.as_strided(((len(x) - size) // step, size), (step * s, s))
+
+
+lesson.add(
+    1, 1, "Windows at no cost", check=_check_windows,
+    hints=["The last window starts at the largest multiple of step that is at most len(x) - size.",
+           "A step of 1 in x is x.stride(0) boxes. as_strided starts at x's own offset unless you say otherwise."],
+    solution=windows,
+    wrong={
+        _windows_stacked: "got a copy", _windows_stride_one: "[3:30:3]", _windows_one_short: "expected shape (7, 4)",
+    },
+)  # fmt: skip
+
+
+def _check_scores(answer):
+    generator = torch.Generator().manual_seed(0)
+    for B, G, R, T, S, D in ((1, 1, 1, 2, 2, 4), (2, 3, 2, 4, 5, 8), (2, 2, 3, 3, 3, 5)):
+        q = torch.randn(B, G, R, T, D, generator=generator, dtype=torch.float64, requires_grad=True)
+        k = torch.randn(B, G, S, D, generator=generator, dtype=torch.float64)
+        given = f"q of shape {tuple(q.shape)}, k of shape {tuple(k.shape)}"
+        got = _tensor(answer(q, k), given)
+        want = (q @ k[:, :, None].mT) / math.sqrt(D)
+        expect(got.detach(), want.detach(), given)
+        if not got.requires_grad:
+            raise Wrong(f"expected scores that a gradient can pass for {given}, got some without a graph")
+
+
+def grouped_scores(q, k):
+    return torch.einsum("bgrtd,bgsd->bgrts", q, k) / q.shape[-1] ** 0.5
+
+
+lesson.add(
+    2, 1, "The scores of grouped attention", check=_check_scores,
+    hints=["Name the axes of q by five letters; k shares three of them.",
+           "The letter that both have and the result has not is summed over. Do not forget the square root of D."],
+    solution=grouped_scores,
+    wrong={
+        (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q, k)): "expected",
+        (lambda q, k: torch.einsum("bgrtd,bgsd->bgrst", q, k) / q.shape[-1] ** 0.5): "q of shape",
+        (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q, k) / q.shape[-1]): "expected",
+        (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q.detach(), k) / q.shape[-1] ** 0.5): "without a graph",
+    },
+)  # fmt: skip
+
+
+def _check_quantise(answer):
+    scale = 0.1
+    numbers = [0.0, 0.04, 0.26, -0.31, 12.7, 12.74, 12.8, -50.0]
+    w = torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
+    given = f"w = {numbers}, scale = 0.1"
+    got = _tensor(answer(w, scale), given)
+    expect(got.detach(), [0.0, 0.0, 0.3, -0.3, 12.7, 12.7, 12.7, -12.7], given)
+    if not got.requires_grad:
+        raise Wrong(f"expected a result that a gradient can pass for {given}, got one without a graph")
+    (got * torch.arange(1.0, 9.0, dtype=torch.float64)).sum().backward()
+    if w.grad is None:
+        raise Wrong(f"expected a gradient to reach w for {given}, got none")
+    expect(w.grad, [1.0, 2, 3, 4, 5, 6, 0, 0], f"the gradient of Σ i·quantise(w)ᵢ, i = 1…8, at {given}")
+    half = answer(torch.tensor([1.0, -3.0]), 2.0)
+    expect(half, [0.0, -4.0], "w = [1, -3], scale = 2 (torch.round rounds halves to even)")
+
+
+def quantise(w, scale):
+    class Quantise(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            steps = torch.round(w / scale)
+            ctx.save_for_backward(steps.abs() <= 127)
+            return scale * steps.clamp(-127, 127)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (inside,) = ctx.saved_tensors
+            return gradient * inside
+
+    return Quantise.apply(w)
+
+
+def _no_estimator(w, scale):
+    return scale * torch.round(w / scale).clamp(-127, 127)
+
+
+def _all_through(w, scale):
+    return w + (scale * torch.round(w / scale).clamp(-127, 127) - w).detach()
+
+
+def _unit_gradient(w, scale):
+    class Quantise(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            return scale * torch.round(w / scale).clamp(-127, 127)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.ones_like(gradient)
+
+    return Quantise.apply(w)
+
+
+lesson.add(
+    3, 2, "A gradient for rounding", check=_check_quantise,
+    hints=["forward computes torch.round(w / scale) and can put aside a mask of what the clamp leaves alone.",
+           "backward returns the incoming gradient times the mask. forward may read scale from outside, or take it as "
+           "a second argument; then backward must return None for it."],
+    solution=quantise,
+    wrong={_no_estimator: "the gradient of", _all_through: "the gradient of", _unit_gradient: "the gradient of"},
+)  # fmt: skip
+
+
+class _Probe(torch.nn.Module):
+    """A model that notes whether it is asked under recording and in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([[1.0, -0.5, 0.25], [0.5, 1.0, -1.0]]))
+        self.recorded = self.trained = False
+
+    def forward(self, x):
+        out = x @ self.weight
+        self.recorded |= out.requires_grad
+        self.trained |= self.training
+        return out
+
+
+def _check_evaluate(answer):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(10, 2, generator=generator), torch.arange(10) % 3
+    for mode in (True, False):
+        model = _Probe().train(mode)
+        given = "10 examples in batches of 4, 4 and 2, the model in " + ("training" if mode else "evaluation") + " mode"
+        got = answer(model, ((x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)))
+        if isinstance(got, torch.Tensor):
+            raise Wrong(f"expected a plain float for {given}, got a tensor")
+        expect(got, F.cross_entropy(x @ model.weight.detach(), y).item(), given, rtol=1e-5)
+        if model.recorded:
+            raise Wrong(f"expected nothing to be recorded for {given}, but the model's output required a gradient")
+        if model.trained:
+            raise Wrong(f"expected the model to compute in evaluation mode for {given}; call model.eval() first")
+        if model.training != mode:
+            raise Wrong(f"expected the model to be left in the mode in which it came, for {given}")
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        raise Wrong("expected recording to be on again afterwards; use torch.no_grad() with `with` or as a decorator")
+
+
+@torch.no_grad()
+def evaluate(model, batches):
+    mode, total, count = model.training, 0.0, 0
+    model.eval()
+    for x, y in batches:
+        total += F.cross_entropy(model(x), y, reduction="sum").item()
+        count += len(y)
+    model.train(mode)
+    return total / count
+
+
+def _still_records(model, batches):
+    mode, total, count = model.training, 0.0, 0
+    model.eval()
+    for x, y in batches:
+        total += F.cross_entropy(model(x), y).item() * len(y)
+        count += len(y)
+    model.train(mode)
+    return total / count
+
+
+@torch.no_grad()
+def _mean_of_means(model, batches):
+    mode = model.training
+    model.eval()
+    losses = [F.cross_entropy(model(x), y).item() for x, y in batches]
+    model.train(mode)
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def _always_trains_after(model, batches):
+    model.eval()
+    total = count = 0
+    for x, y in batches:
+        total += F.cross_entropy(model(x), y).item() * len(y)
+        count += len(y)
+    model.train()
+    return total / count
+
+
+@torch.no_grad()
+def _still_a_tensor(model, batches):
+    sums = [(F.cross_entropy(model(x), y, reduction="sum"), len(y)) for x, y in batches]
+    return sum(s for s, _ in sums) / sum(n for _, n in sums)
+
+
+lesson.add(
+    4, 2, "Mend the leak", check=_check_evaluate,
+    hints=["Add up sums over examples (reduction=\"sum\") and count the examples; divide at the end.",
+           "model.training is the mode in which the model came; note it before eval(), give it to train() at the end. "
+           ".item() makes a float.",
+           "Wrap it all in `with torch.no_grad():`, or put @torch.no_grad() above the function."],
+    solution=evaluate,
+    wrong={
+        _still_records: "nothing to be recorded", _mean_of_means: "batches of 4, 4 and 2",
+        _always_trains_after: "the mode in which it came", _still_a_tensor: "got a tensor",
+    },
+)  # fmt: skip
+
+
+def _check_swish(answer):
+    points = torch.tensor([-30.0, -1.0, -0.5, 0.0, 0.3, 2.0, 30.0], dtype=torch.float64, requires_grad=True)
+    given = f"x = {points.tolist()}"
+    got = _tensor(answer(points), given)
+    expect(got.detach(), F.silu(points).detach(), given)
+    x = torch.linspace(-2, 2, 500, requires_grad=True) * 1.0
+    _, saved = _saved(lambda: answer(x))
+    if saved != {x.data_ptr(): x.nbytes}:
+        raise Wrong(
+            f"expected only x, of 2,000 bytes, to be put aside; got {len(saved)} of {sum(saved.values()):,} bytes"
+        )
+    for judge in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        try:
+            judge(answer, (points,))
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise Wrong(f"expected {judge.__name__} to accept it for {given}, got: {text[:160]}") from None
+
+
+def swish(x):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * torch.sigmoid(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            s = torch.sigmoid(x)
+            return gradient * (s + x * s * (1 - s))
+
+    return Swish.apply(x)
+
+
+def _swish_recorded(x):
+    return x * torch.sigmoid(x)
+
+
+def _swish_half_a_product_rule(x):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * torch.sigmoid(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return gradient * torch.sigmoid(x)
+
+    return Swish.apply(x)
+
+
+def _swish_once(x):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * torch.sigmoid(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            x = ctx.saved_tensors[0].detach()  # cut off: no second derivative
+            s = torch.sigmoid(x)
+            return gradient * (s + x * s * (1 - s))
+
+    return Swish.apply(x)
+
+
+lesson.add(
+    5, 2, "A thrifty activation", check=_check_swish,
+    hints=["forward puts aside its input and nothing else; backward computes the sigmoid again.",
+           "The product rule: (x σ)' = σ + x σ (1 − σ). Multiply by the incoming gradient."],
+    solution=swish,
+    wrong={
+        _swish_recorded: "only x, of 2,000 bytes", _swish_half_a_product_rule: "expected gradcheck to accept",
+        _swish_once: "expected gradgradcheck to accept",
+    },
+)  # fmt: skip
+
+
+def _view_cases():
+    """(tensor, new shape) pairs: a few chosen ones, then random views of random shapes."""
+    x = torch.arange(24.0)
+    yield x.view(2, 3, 4), (6, 4)
+    yield x.view(4, 6).T, (24,)
+    yield x.view(4, 6).T, (2, 3, 4)
+    yield x.view(4, 6)[:, :3], (2, 2, 3)
+    yield x.view(4, 6)[:, :3], (12,)
+    yield x.view(2, 3, 4).transpose(0, 1), (3, 2, 2, 2)
+    yield x.view(2, 1, 12)[:, :, ::2], (2, 1, 6)
+    yield x[:1].expand(6), (2, 3)
+    yield x[:6].view(6, 1).expand(6, 4), (6, 2, 2)
+    yield x[:1].view(1, 1), ()
+    rng = random.Random(0)
+    for _ in range(400):
+        sizes = [rng.choice((1, 2, 2, 3, 4)) for _ in range(rng.randint(1, 4))]
+        t = torch.arange(float(math.prod(sizes))).view(sizes)
+        for _ in range(rng.randint(0, 2)):
+            a, b = rng.randrange(t.dim()), rng.randrange(t.dim())
+            t = t.transpose(a, b)
+            if rng.random() < 0.3:
+                t = t.narrow(a, 0, max(1, t.shape[a] - 1))
+        factors = [rng.choice((1, t.shape[0]))] if t.dim() else []
+        rest = t.numel()
+        new = []
+        for f in [*factors, *(rng.choice((1, 2, 3, 4)) for _ in range(3))]:
+            if rest % f == 0:
+                new.append(f)
+                rest //= f
+        yield t, (*new, rest)
+
+
+def _check_view_stride(answer):
+    for t, new in _view_cases():
+        shape, stride = tuple(t.shape), t.stride()
+        given = f"shape {shape}, stride {stride}, new shape {new}"
+        try:
+            want = t.view(new).stride()
+        except RuntimeError:
+            want = None
+        got = answer(shape, stride, new)
+        if want is None:
+            if got is not None:
+                raise Wrong(f"expected None for {given}, since .view refuses; got {got}")
+            continue
+        if not isinstance(got, tuple | list) or len(got) != len(new):
+            raise Wrong(f"expected {len(new)} strides, as {want}, for {given}, got {got!r}")
+        if any(n > 1 and a != b for n, a, b in zip(new, got, want, strict=True)):
+            raise Wrong(f"expected {want} for {given}, got {tuple(got)}")
+
+
+def view_stride(shape, stride, new_shape):
+    groups = []  # [elements, stride of the last axis], from the first axis to the last
+    for n, s in zip(shape, stride, strict=True):
+        if n == 1:
+            continue
+        if groups and groups[-1][1] == n * s:  # the rule: stride₀ = n₁ · stride₁
+            groups[-1] = [groups[-1][0] * n, s]
+        else:
+            groups.append([n, s])
+    new_stride = []
+    for n in reversed(new_shape):
+        if n == 1:
+            new_stride.append(1)
+            continue
+        left, s = groups[-1]
+        if left % n:
+            return None  # this axis would cross a border
+        new_stride.append(s)
+        groups[-1] = [left // n, s * n]
+        if groups[-1][0] == 1:
+            groups.pop()
+    return tuple(reversed(new_stride))
+
+
+def _always_contiguous(shape, stride, new_shape):
+    return tuple(math.prod(new_shape[k + 1 :]) for k in range(len(new_shape)))
+
+
+def _only_if_contiguous(shape, stride, new_shape):
+    if tuple(stride) != _always_contiguous(None, None, shape):
+        return None
+    return _always_contiguous(None, None, new_shape)
+
+
+def _ones_are_borders(shape, stride, new_shape):
+    groups = []
+    for n, s in zip(shape, stride, strict=True):
+        if groups and groups[-1][1] == n * s:
+            groups[-1] = [groups[-1][0] * n, s]
+        else:
+            groups.append([n, s])
+    new_stride = []
+    for n in reversed(new_shape):
+        left, s = groups[-1] if groups else (1, 1)
+        if left % n:
+            return None
+        new_stride.append(s)
+        if groups:
+            groups[-1] = [left // n, s * n]
+            if groups[-1][0] == 1:
+                groups.pop()
+    return tuple(reversed(new_stride))
+
+
+lesson.add(
+    6, 3, "When is a view possible?", check=_check_view_stride,
+    hints=["First pass, over the old axes: keep a list of groups, each with its number of elements and the stride of "
+           "its last axis. A next axis (n, s) joins the group when the group's stride equals n · s; then the group's "
+           "stride becomes s.",
+           "Second pass, over the new axes from the last: the axis takes the current stride of the last group, which "
+           "then has n times fewer elements and an n times larger stride. An empty group is dropped.",
+           "If the group's elements are not divisible by n, the axis crosses a border: None. Skip all sizes of 1."],
+    solution=view_stride,
+    wrong={
+        _always_contiguous: "since .view refuses", _only_if_contiguous: "expected", _ones_are_borders: "new shape",
+    },
+)  # fmt: skip
