@@ -34,8 +34,8 @@ def allowed_keys(n_queries, n_keys, *, mask=None, causal=False, device=None):
 def attention(q, k, v, *, mask=None, causal=False, dropout_p=0.0):
     """Scaled dot-product attention, step by step: softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1).
 
-    q (..., T, d), k (..., S, d), v (..., S, e), leading axes broadcast; mask, causal: as in allowed_keys; dropout_p: the
-    share of weights set to 0 at random. Returns the output (..., T, e) and the weights (..., T, S) before dropout.
+    q (..., T, d), k (..., S, d), v (..., S, e), leading axes broadcast; mask, causal: as in allowed_keys; dropout_p:
+    the share of weights set to 0 at random. Returns the output (..., T, e) and the weights (..., T, S) before dropout.
     A query that may attend to no key gets weights 0 and output 0, as in F.scaled_dot_product_attention.
     Raises ValueError when shapes, dtypes, the mask or dropout_p do not fit.
     """
