@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
@@ -151,15 +152,41 @@ def test_another_architecture_is_refused(tmp_path):
         GPT.from_pretrained(tmp_path)
 
 
+def spoil(weights, how):
+    name = "transformer.h.1.mlp.c_fc.weight"
+    if how == "missing":
+        return {key: tensor for key, tensor in weights.items() if key != name}
+    if how == "foreign":
+        return {"x": torch.zeros(3)}
+    return weights | ({name: torch.zeros(3, 3)} if how == "shape" else {"score.weight": torch.zeros(2, 32)})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", r"Missing key.*h\.1\.mlp\.c_fc\.weight"),
+        ("shape", r"size mismatch for h\.1\.mlp\.c_fc\.weight"),
+        ("foreign", "not the weights of a GPT-2"),
+        ("more", r"Unexpected key.*score\.weight"),
+    ],
+)
+def test_a_folder_whose_weights_are_not_whole_is_refused_not_filled_up(tmp_path, how, message):
+    transformers_gpt2(SMALL).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(spoil(load_file(file), how), file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        GPT.from_pretrained(tmp_path)
+
+
 def test_a_folder_without_weights_or_with_broken_ones_says_so(tmp_path):
     theirs = transformers_gpt2(SMALL)
     theirs.config.save_pretrained(tmp_path)
-    with pytest.raises(DataUnavailable, match="could not be loaded .*safetensors"):
+    with pytest.raises(DataUnavailable, match="could not be had .*safetensors"):
         GPT.from_pretrained(tmp_path)
     theirs.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(DataUnavailable, match="could not be loaded"):
+    with pytest.raises(DataUnavailable, match="could not be had"):
         GPT.from_pretrained(tmp_path)
 
 
@@ -178,7 +205,7 @@ except DataUnavailable as error:
 def test_the_hub_without_a_network_says_what_why_and_what_instead(tmp_path):
     env = os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": f"{ROOT / 'tests' / 'offline'}:{ROOT}"}
     done = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, check=True)
-    assert "asked for the GPT-2 'gpt2' from a folder or the Hugging Face Hub, but it could not be loaded" in done.stdout
+    assert "asked for the GPT-2 'gpt2' from a folder or the Hugging Face Hub; it could not be had" in done.stdout
     assert "We couldn't connect" in done.stdout and "no lesson needs the Hub" in done.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -188,6 +215,7 @@ def test_the_hub_without_a_network_says_what_why_and_what_instead(tmp_path):
     [
         ({"d_model": 30}, "d_model 30 cannot be shared among 4 heads"),
         ({"n_layer": 0}, "n_layer must be a whole number above 0, got 0"),
+        ({"n_layer": True}, "n_layer must be a whole number above 0, got True"),
         ({"context": 2.5}, "context must be a whole number above 0, got 2.5"),
         ({"vocab_size": "50"}, "vocab_size must be a whole number above 0, got '50'"),
         ({"dropout": 1.0}, "dropout is a probability"),
@@ -202,10 +230,11 @@ def test_impossible_sizes_are_refused(change, message):
     ("tokens", "message"),
     [
         (torch.zeros(1, 17, dtype=torch.long), "a sequence of 17 tokens is longer than the context, 16"),
-        (torch.tensor([[1, 50]]), "token ids must be from 0 to 49, got 50"),
-        (torch.tensor([[-1, 3]]), "token ids must be from 0 to 49, got -1"),
-        (torch.tensor([1, 2]), r"tokens must have shape \(B, T\).*got \(2,\)"),
-        (torch.zeros(2, 0, dtype=torch.long), r"neither of them 0, got \(2, 0\)"),
+        (torch.tensor([[1, 50]]), "token ids must be from 0 to 49, got 1 to 50"),
+        (torch.tensor([[-1, 3]]), "token ids must be from 0 to 49, got -1 to 3"),
+        (torch.tensor([1, 2]), r"tokens must be integers \(B, T\).*got torch.int64 \(2,\)"),
+        (torch.ones(1, 2), r"tokens must be integers.*got torch.float32 \(1, 2\)"),
+        (torch.zeros(2, 0, dtype=torch.long), r"B and T > 0, got torch.int64 \(2, 0\)"),
     ],
 )
 def test_impossible_tokens_are_refused(tokens, message):
@@ -220,9 +249,10 @@ def test_generation_is_seeded_keeps_the_mode_and_slides_its_window():
     assert torch.equal(first, again) and first.shape == (2, 23) and torch.equal(first[:, :3], start)
     assert model.training and not any(p.grad is not None for p in model.parameters())
     assert torch.equal(model.generate(start, 4, top_k=1), model.generate(start, 4, temperature=0))
+    model.h[0].eval()
     with pytest.raises(ValueError, match="token ids"):
         model.generate(torch.tensor([[99]]), 1)
-    assert model.training
+    assert model.training and model.h[1].training and not model.h[0].training
     for wrong in ({"temperature": -1}, {"top_k": 0}):
         with pytest.raises(ValueError, match="temperature must be at least 0 and top_k at least 1"):
             model.generate(start, 1, **wrong)
@@ -266,6 +296,12 @@ def test_dropout_acts_in_training_only():
     tokens = ids(SMALL, 1, 8)
     assert not torch.equal(model.train()(tokens), model(tokens))
     assert torch.equal(model.eval()(tokens), model(tokens))
+
+
+def test_targets_of_another_shape_are_refused():
+    tokens = ids(SMALL, 2, 8)
+    with pytest.raises(ValueError, match=r"shaped like tokens, \(2, 8\), got \(8, 2\)"):
+        GPT(SMALL).loss(tokens, tokens.T)
 
 
 def test_targets_of_minus_100_do_not_count():

@@ -1,5 +1,8 @@
 """Exercises of 4S 05, GPT."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -34,12 +37,31 @@ def _plain(result, given):
     return result.double().numpy()
 
 
+def _close(got, want, given):
+    """Wrong, with the first value that differs, unless two arrays are equal to float32's precision."""
+    expect(got.shape, want.shape, f"the shape of the result, {given}")
+    off = np.abs(got - want) > 1e-5 + 1e-4 * np.abs(want)
+    if off.any():
+        at = tuple(int(i) for i in np.argwhere(off)[0])
+        raise Wrong(f"expected {want[at]:.4g} at {list(at)} of the result for {given}, got {got[at]:.4g}")
+
+
 def _check_deepest(answer):
     for sizes in ((50257, 1024, 12, 768), (84, 64, 4, 128), (100, 16, 1, 8)):
-        need = [16 * GPTConfig(*sizes[:2], n, *sizes[2:]).n_parameters for n in (1, 2, 7)]
-        for budget, want in ((need[0], 1), (need[0] - 1, 0), (need[2], 7), (need[2] - 1, 6), (need[1] + 1, 2), (0, 0)):
+        need = [16 * GPTConfig(*sizes[:2], n, *sizes[2:]).n_parameters for n in (1, 2, 97)]
+        for budget, want in (
+            (need[0], 1),
+            (need[0] - 1, 0),
+            (need[2], 97),
+            (need[2] - 1, 96),
+            (need[1] + 1, 2),
+            (0, 0),
+        ):
             given = f"a budget of {budget:,} bytes and (V, context, n_head, d_model) = {sizes}"
-            expect(answer(budget, *sizes), want, given)
+            got = answer(budget, *sizes)
+            expect(got, want, given)
+            if type(got) is not int:
+                raise Wrong(f"expected a whole number, {want}, for {given}, got {got!r}: divide with //")
 
 
 def deepest(budget, vocab_size, context, n_head, d_model):
@@ -82,9 +104,11 @@ def _check_surprise(answer):
         model = _model().train(training)
         for T in (2, 9, 13, 14, 30):
             given = f"{T} tokens, a context of 12, a model in {'training' if training else 'evaluation'} mode"
-            want = _reference_surprise(model, _ids(T))
-            expect(_plain(answer(model, _ids(T)), given), want.numpy(), given, rtol=1e-4, atol=1e-5)
-            if model.training != training:
+            want = _reference_surprise(model, _ids(T)).numpy()
+            with torch.enable_grad():  # an answer that switches it off does so for itself
+                got = answer(model, _ids(T))
+            _close(_plain(got, given), want, given)
+            if {module.training for module in model.modules()} != {training}:
                 raise Wrong(f"expected the model's mode to be as before for {given}")
 
 
@@ -151,18 +175,22 @@ def _check_lengthen(answer):
         longer = answer(model, context)
         if not isinstance(longer, GPT) or longer is model:
             raise Wrong(f"expected a new GPT for {given}")
-        expect(longer.config.context, context, f"config.context of {given}")
         ids = _ids(12)[None]
         old, new = (m.eval()(ids).detach().numpy() for m in (model, longer))
-        expect(new, old, f"the logits of 12 tokens, {given}", rtol=1e-4, atol=1e-5)
+        _close(new, old, f"the logits of 12 tokens, {given}")
         table = model.wpe.weight.detach()[torch.arange(context) % 12].numpy()
-        expect(longer.wpe.weight.detach().numpy(), table, f"wpe of {given}")
+        _close(longer.wpe.weight.detach().numpy(), table, f"wpe.weight of {given}")
+        for field, want in vars(replace(model.config, context=context)).items():
+            expect(getattr(longer.config, field), want, f"config.{field} of {given}")
+        for (name, p), old_p in zip(longer.named_parameters(), model.parameters(), strict=True):
+            if not p.requires_grad or not old_p.requires_grad:
+                raise Wrong(f"expected {name} to be trainable (requires_grad) in both models, {given}")
+            if p.data_ptr() == old_p.data_ptr():
+                raise Wrong(f"expected {name} to be a copy: it shares its memory with the old model, {given}")
         longer(_ids(context)[None])
-        with torch.no_grad():
-            longer.h[0].mlp.c_fc.weight.add_(1.0)
     for name, tensor in model.state_dict().items():
         if not torch.equal(tensor, kept[name]):
-            raise Wrong(f"expected the old model's {name} to stay as it was when the new one is trained: copy it")
+            raise Wrong(f"expected the old model's {name} to stay as it was")
     for context in (12, 5):
         try:
             answer(model, context)
@@ -176,7 +204,7 @@ def lengthen(model, context):
     if context <= old:
         raise ValueError(f"the new context must be larger than {old}, got {context}")
     c = model.config
-    longer = GPT(GPTConfig(c.vocab_size, context, c.n_layer, c.n_head, c.d_model, c.dropout))
+    longer = GPT(replace(c, context=context))
     weights = dict(model.state_dict())
     weights["wpe.weight"] = weights["wpe.weight"][torch.arange(context) % old]
     longer.load_state_dict(weights)
@@ -187,7 +215,7 @@ def _fresh_rows(model, context):
     if context <= model.config.context:
         raise ValueError
     c = model.config
-    longer = GPT(GPTConfig(c.vocab_size, context, c.n_layer, c.n_head, c.d_model))
+    longer = GPT(replace(c, context=context))
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "wpe.weight"}
     longer.load_state_dict(weights, strict=False)
     with torch.no_grad():
@@ -195,12 +223,24 @@ def _fresh_rows(model, context):
     return longer
 
 
+def _loses_dropout(model, context):
+    longer = lengthen(model, context)
+    c = longer.config
+    fresh = GPT(GPTConfig(c.vocab_size, c.context, c.n_layer, c.n_head, c.d_model))
+    fresh.load_state_dict(longer.state_dict())
+    return fresh
+
+
 def _does_not_refuse(model, context):
     c = model.config
-    longer = GPT(GPTConfig(c.vocab_size, context, c.n_layer, c.n_head, c.d_model))
+    longer = GPT(replace(c, context=context))
     rows = model.wpe.weight[torch.arange(context) % c.context]
     longer.load_state_dict(dict(model.state_dict()) | {"wpe.weight": rows})
     return longer
+
+
+def _frozen(model, context):
+    return lengthen(model, context).requires_grad_(False)
 
 
 def _shares_weights(model, context):
@@ -211,11 +251,12 @@ def _shares_weights(model, context):
 
 lesson.add(
     3, 2, "A longer context", check=_check_lengthen,
-    hints=["Make a GPTConfig with the new context, a GPT from it, and load the old state_dict with another wpe.weight.",
+    hints=["dataclasses.replace(model.config, context=…) is the config. Load the old state_dict, wpe.weight changed.",
            "Row i of the new table is row i % old of the old one. load_state_dict copies, so nothing is shared."],
     solution=lengthen,
     wrong={
-        _fresh_rows: "wpe of a model", _does_not_refuse: "expected a ValueError", _shares_weights: "to stay as it was",
+        _fresh_rows: "wpe.weight of a model", _loses_dropout: "config.dropout",
+        _does_not_refuse: "expected a ValueError", _shares_weights: "shares its memory", _frozen: "trainable",
     },
 )  # fmt: skip
 
@@ -232,14 +273,33 @@ def _reference_lens(model, ids):
 
 
 def _check_logit_lens(answer):
-    for n_layer, T in ((1, 5), (3, 11)):
-        model = _model(n_layer=n_layer).eval()
-        given = f"{n_layer} blocks and {T + 1} tokens, in evaluation mode"
-        expect(_plain(answer(model, _ids(T + 1)), given), _reference_lens(model, _ids(T + 1)).numpy(), given, rtol=1e-4)
+    for n_layer, T, training in ((1, 5, False), (3, 11, False), (2, 7, True)):
+        model = _model(n_layer=n_layer)
+        want = _reference_lens(model.eval(), _ids(T + 1)).numpy()
+        model.train(training)
+        given = f"{n_layer} blocks and {T + 1} tokens, a model in {'training' if training else 'evaluation'} mode"
+        _close(_plain(answer(model, _ids(T + 1)), given), want, given)
+        if model.training != training:
+            raise Wrong(f"expected the model's mode to be as before for {given}")
+
+
+def logit_lens(model, ids):
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        tokens, targets = ids[:-1], ids[1:]
+        x = model.wte(tokens) + model.wpe.weight[: len(tokens)]
+        heights = [x]
+        for block in model.h:
+            x = block(x[None])[0]
+            heights.append(x)
+        logits = F.linear(model.ln_f(torch.stack(heights)), model.wte.weight)  # (L + 1, T, V)
+    model.train(training)
+    return logits.softmax(-1)[:, torch.arange(len(tokens)), targets]
 
 
 @torch.no_grad()
-def logit_lens(model, ids):
+def _with_the_models_dropout(model, ids):
     tokens, targets = ids[:-1], ids[1:]
     x = model.wte(tokens) + model.wpe.weight[: len(tokens)]
     heights = [x]
@@ -276,5 +336,8 @@ lesson.add(
     hints=["Do what GPT.forward does, and keep x before the first block and after each one.",
            "torch.stack the heights to (L + 1, T, C); ln_f and the head work on all at once. Pick each next token."],
     solution=logit_lens,
-    wrong={_no_final_norm: "blocks and", _no_first_height: "expected shape", _forgets_positions: "blocks and"},
+    wrong={
+        _no_final_norm: "blocks and", _no_first_height: "the shape of the result", _forgets_positions: "blocks and",
+        _with_the_models_dropout: "training mode",
+    },
 )  # fmt: skip

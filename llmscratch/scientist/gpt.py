@@ -2,11 +2,11 @@
 
 # Generated from 02_for_scientist/05_gpt.ipynb by `make export`: change the notebook, not this file.
 
-import math
 from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,7 +18,8 @@ __all__ = ["Block", "GPT", "GPTConfig", "MLP"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT: vocabulary, longest sequence, blocks, heads a block, width of the stream; ValueError if unfit."""
+    """The sizes of a GPT: vocabulary, longest sequence, blocks, heads a block, width of the stream; "
+    "ValueError if unfit."""
 
     vocab_size: int
     context: int
@@ -30,12 +31,10 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "context", "n_layer", "n_head", "d_model"):
             size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
+            if type(size) is not int or size < 1:
                 raise ValueError(f"{name} must be a whole number above 0, got {size!r}")
         if self.d_model % self.n_head:
-            raise ValueError(
-                f"d_model {self.d_model} cannot be shared among {self.n_head} heads: not divisible by n_head"
-            )
+            raise ValueError(f"d_model {self.d_model} cannot be shared among {self.n_head} heads: not divisible")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability, at least 0 and under 1, got {self.dropout!r}")
 
@@ -51,7 +50,7 @@ class GPTConfig:
         Forward: 24TC² + 4T²C a block, and 2TCV for the head; a multiplication and an addition count as two. Training
         costs three times as much: each product has two more behind it, for the gradients of its two factors.
         """
-        T, C = T or self.context, self.d_model
+        T, C = self.context if T is None else T, self.d_model
         return (3 if training else 1) * (self.n_layer * (24 * T * C * C + 4 * T * T * C) + 2 * T * C * self.vocab_size)
 
 
@@ -69,7 +68,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block: attention, then the MLP, each reads a normalised copy of the stream x (B, T, C) and adds to it."""
+    """A pre-norm block: attention, then the MLP, each reads a normalised copy of the stream x (B, T, C) and "
+    "adds to it."""
 
     def __init__(self, config):
         super().__init__()
@@ -103,25 +103,26 @@ class GPT(nn.Module):
                 nn.init.zeros_(p)
             elif p.ndim == 2:  # LayerNorms start at 1
                 joins = name.endswith("proj.weight")
-                nn.init.normal_(p, std=0.02 / (math.sqrt(2 * config.n_layer) if joins else 1), generator=generator)
+                nn.init.normal_(p, std=0.02 / ((2 * config.n_layer) ** 0.5 if joins else 1), generator=generator)
 
     def forward(self, tokens):
-        """Logits (B, T, V) for token ids (B, T). ValueError for another shape, too long a sequence, or unknown ids."""
-        if tokens.ndim != 2 or tokens.numel() == 0:
-            raise ValueError(f"tokens must have shape (B, T), neither of them 0, got {tuple(tokens.shape)}")
+        """Logits (B, T, V) for token ids (B, T). ValueError for another shape, too many tokens, or unknown ids."""
+        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"tokens must be integers (B, T), B and T > 0, got {tokens.dtype} {tuple(tokens.shape)}")
         V, context, T = self.config.vocab_size, self.config.context, tokens.shape[1]
-        if T > context:
+        if context < T:
             raise ValueError(f"a sequence of {T} tokens is longer than the context, {context}")
-        low, high = tokens.min().item(), tokens.max().item()
-        if low < 0 or high >= V:
-            raise ValueError(f"token ids must be from 0 to {V - 1}, got {low if low < 0 else high}")
+        if tokens.device.type == "cpu" and (tokens.min() < 0 or tokens.max() >= V):  # elsewhere it would wait
+            raise ValueError(f"token ids must be from 0 to {V - 1}, got {tokens.min()} to {tokens.max()}")
         x = self.dropout(self.wte(tokens) + self.wpe.weight[:T])  # (B, T, C)
         for block in self.h:
             x = block(x)
         return F.linear(self.ln_f(x), self.wte.weight)
 
     def loss(self, tokens, targets):
-        """Mean cross-entropy in nats a token; targets (B, T) are the tokens one step ahead, −100 where none counts."""
+        """Mean cross-entropy in nats a token; targets (B, T): the tokens one step ahead, −100 where none counts."""
+        if targets.shape != tokens.shape:
+            raise ValueError(f"targets must be shaped like tokens, {tuple(tokens.shape)}, got {tuple(targets.shape)}")
         return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
@@ -132,27 +133,28 @@ class GPT(nn.Module):
         """
         if temperature < 0 or (top_k is not None and top_k < 1):
             raise ValueError(f"temperature must be at least 0 and top_k at least 1, got {temperature} and {top_k}")
-        training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             for _ in range(n):
                 logits = self(tokens[:, -self.config.context :])[:, -1]  # (B, V)
-                if top_k is not None and top_k < logits.shape[-1]:
-                    logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
                 if temperature == 0:
                     new = logits.argmax(-1, keepdim=True)
                 else:
-                    new = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+                    top, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))
+                    new = ids.gather(1, torch.multinomial((top / temperature).softmax(-1), 1, generator=generator))
                 tokens = torch.cat([tokens, new], dim=1)
         finally:
-            self.train(training)
+            for module, mode in modes.items():
+                module.training = mode
         return tokens
 
     @classmethod
     def from_state_dict(cls, weights, n_head):
-        """A GPT with the weights (name to tensor) of any GPT-2 of transformers, with or without its language-model head.
+        """A GPT with the weights (name to tensor) of a GPT-2 of transformers, with or without its language-model head.
 
-        Every size but n_head stands in the shapes. ValueError when tensors are missing, left over, or of another shape.
+        Every size but n_head stands in the shapes; what does not is GPT-2's: tanh GELU, ε = 1e-5, scores over √d.
+        ValueError when tensors are missing, left over, or of another shape.
         """
         given = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
         if not {"wte.weight", "wpe.weight"} <= given.keys():
@@ -177,23 +179,22 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name="gpt2"):
-        """A GPT-2 from a folder that transformers saved, or by its name on the Hugging Face Hub.
+        """A GPT-2 from a folder that transformers saved, or by its name on the Hugging Face Hub; safetensors only.
 
-        Only safetensors are read. DataUnavailable when it cannot be had, ValueError when it is another architecture.
+        DataUnavailable when it cannot be had, ValueError when it is another architecture or its weights are not whole.
         """
-        from transformers import AutoConfig, GPT2LMHeadModel  # here: it takes seconds to import
+        from transformers import AutoConfig, GPT2Config, utils  # here: it takes seconds to import
 
+        options = "activation_function layer_norm_epsilon scale_attn_weights scale_attn_by_inverse_layer_idx"
         try:
-            about = AutoConfig.from_pretrained(name)
-            usual = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-                     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}  # fmt: skip
-            for option, value in usual.items():
-                if getattr(about, option, None) != value:
+            about, usual = AutoConfig.from_pretrained(name), GPT2Config()
+            for option in ["model_type", *options.split()]:
+                if getattr(about, option, None) != getattr(usual, option):
                     raise ValueError(f"{name} is no GPT-2 that fits: its {option} is {getattr(about, option, None)!r}")
-            theirs = GPT2LMHeadModel.from_pretrained(name, use_safetensors=True)
+            weights = load_file(utils.cached_file(name, "model.safetensors"))
         except (OSError, SafetensorError) as error:
             raise DataUnavailable(
-                f"asked for the GPT-2 {name!r} from a folder or the Hugging Face Hub, but it could not be loaded ({error}). "
+                f"asked for the GPT-2 {name!r} from a folder or the Hugging Face Hub; it could not be had ({error}). "
                 "Name a folder that transformers saved, or train a GPT of your own: no lesson needs the Hub."
             ) from error
-        return cls.from_state_dict(theirs.state_dict(), about.n_head)
+        return cls.from_state_dict(weights, about.n_head)
