@@ -71,7 +71,7 @@ def test_equals_multihead_attention_with_gradients(dtype, tolerance, causal, bia
     keep = torch.arange(7) < torch.tensor([7, 4, 1, 6])[:, None] if padded else torch.ones(4, 7, dtype=torch.bool)
     x, d_out = random(4, 7, 12, seed=1, dtype=dtype), random(4, 7, 12, seed=2, dtype=dtype) * keep[:, :, None]
     future = torch.ones(7, 7, dtype=torch.bool).triu(1) if causal else None
-    ours_mask, theirs_mask = (keep, ~keep) if padded else (None, None)
+    ours_mask, theirs_mask = (keep[:, None, None], ~keep) if padded else (None, None)
     a = results(lambda x: ours(x, mask=ours_mask), [x], d_out)
     b = results(
         lambda x: theirs(x, x, x, key_padding_mask=theirs_mask, attn_mask=future, need_weights=False)[0], [x], d_out
@@ -89,7 +89,7 @@ def test_equals_multihead_attention_with_gradients(dtype, tolerance, causal, bia
 def test_the_fused_way_equals_the_explicit_one(mask, causal):
     layer = MultiHeadAttention(8, 2, causal=causal).double()
     x, generator = random(3, 5, 8), torch.Generator().manual_seed(0)
-    shape = {"keys": (3, 5), "full": (3, 1, 5, 5)}.get(mask)
+    shape = {"keys": (3, 1, 1, 5), "full": (3, 1, 5, 5)}.get(mask)
     mask = torch.rand(shape, generator=generator) < 0.6 if shape else None
     fused = layer(x, mask=mask)
     explicit, weights = layer(x, mask=mask, return_weights=True)
@@ -126,7 +126,7 @@ def test_padding_changes_nothing_for_the_rest():
     layer = MultiHeadAttention(8, 2, causal=False).double()
     x = random(2, 6, 8)
     keep = torch.arange(6) < 4
-    torch.testing.assert_close(layer(x, mask=keep.expand(2, 6))[:, :4], layer(x[:, :4]), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(layer(x, mask=keep[None, None, None])[:, :4], layer(x[:, :4]), rtol=1e-10, atol=1e-12)
 
 
 def test_large_scores_stay_finite():
@@ -135,12 +135,52 @@ def test_large_scores_stay_finite():
     assert weights.tolist() == [[1.0, 0.0]] and out.item() == 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_equals_sdpa_where_float16_scores_would_overflow(dtype):
+    same, opposite = torch.full((3, 64), 33.0, dtype=dtype), torch.full((3, 64), -33.0, dtype=dtype)
+    v = torch.tensor([[0.0], [1.0], [2.0]], dtype=dtype)
+    for k in (same, opposite, 6 * opposite):
+        out, weights = attention(same, k, v, causal=True)
+        theirs = F.scaled_dot_product_attention(same[None], k[None], v[None], is_causal=True)[0]
+        assert out.dtype == weights.dtype == dtype
+        torch.testing.assert_close(out, theirs, rtol=0, atol=0)
+        assert (weights.triu(1) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_causal_weights_never_reach_the_future_however_large_the_scores(dtype):
+    q = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)  # float32: scores beyond its largest number
+    _, weights = attention(q, -q, q, causal=True)
+    assert not (weights.triu(1) > 0).any()
+    changed = q.clone()
+    changed[2] = 0
+    assert torch.equal(attention(q, -changed, q, causal=True)[1][:2].isnan(), weights[:2].isnan())
+    assert not (attention(q, -changed, q, causal=True)[1].triu(1) > 0).any()
+    _, masked = attention(q, -q, q, mask=torch.ones(3, 3, dtype=torch.bool).tril())
+    assert not (masked.triu(1) > 0).any()
+
+
+def test_equals_the_attention_of_gpt2():
+    gpt2 = pytest.importorskip("transformers.models.gpt2.modeling_gpt2")
+    config = gpt2.GPT2Config(n_embd=32, n_head=4, n_positions=16, attn_pdrop=0.0, resid_pdrop=0.0)
+    config._attn_implementation = "eager"
+    theirs, ours = gpt2.GPT2Attention(config, layer_idx=0), MultiHeadAttention(32, 4)
+    with torch.no_grad():
+        theirs.c_attn.bias.copy_(random(96, seed=5))
+        for mine, conv in ((ours.qkv, theirs.c_attn), (ours.proj, theirs.c_proj)):
+            mine.weight.copy_(conv.weight.T)
+            mine.bias.copy_(conv.bias)
+        x = random(2, 9, 32, dtype=torch.float32)
+        future = torch.full((9, 9), -torch.inf).triu(1)[None, None]
+        torch.testing.assert_close(ours(x), theirs(x, attention_mask=future)[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_nothing_changes_its_dtype(dtype):
     layer = MultiHeadAttention(8, 2).to(dtype)
     x = torch.ones(1, 4, 8, dtype=dtype)
     out, weights = layer(x, return_weights=True)
-    masked = layer(x, mask=torch.ones(1, 4, dtype=torch.bool))
+    masked = layer(x, mask=torch.ones(1, 1, 1, 4, dtype=torch.bool))
     assert {out.dtype, weights.dtype, layer(x).dtype, masked.dtype} == {dtype}
 
 
@@ -184,7 +224,10 @@ def test_can_be_copied_saved_and_seen():
         (lambda t: attention(t, t.float(), t), "one floating-point dtype; got torch.float64, torch.float32"),
         (lambda t: attention(t.long(), t.long(), t.long()), "one floating-point dtype"),
         (lambda t: attention(t, t, t, dropout_p=1.0), "less than 1; got 1.0"),
-        (lambda t: attention(t, t, t, mask=torch.ones(4, 4)), "mask must be bool"),
+        (lambda t: attention(t, t, t, mask=torch.ones(4, 4)), "mask must be a bool tensor"),
+        (lambda t: attention(t, t, t, mask=[[True] * 4] * 4), "mask must be a bool tensor.*; got list"),
+        (lambda t: attention(t.tolist(), t, t), "must be tensors; got list, Tensor, Tensor"),
+        (lambda t: attention(t[:, :0], t[:, :0], t), "at least one entry"),
         (lambda t: attention(t, t, t, mask=torch.ones(4, 3, dtype=torch.bool)), r"broadcast to \(\.\.\., 4, 4\)"),
         (lambda t: attention(t[:2], t, t, causal=True), "as many queries as keys; got 2 and 4"),
         (lambda t: attention(random(2, 4, 6), random(3, 4, 6), random(3, 4, 6)), "leading axes"),
@@ -204,13 +247,15 @@ def test_bad_arguments_of_attention_are_named(make, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MultiHeadAttention(10, 3), "d_model must be a multiple of n_head, both positive; got 10 and 3"),
+        (lambda: MultiHeadAttention(10, 3), "a multiple of n_head, both positive integers; got 10 and 3"),
+        (lambda: MultiHeadAttention(8, 2.0), "both positive integers; got 8 and 2.0"),
         (lambda: MultiHeadAttention(0, 1), "both positive"),
         (lambda: MultiHeadAttention(8, 0), "both positive"),
         (lambda: MultiHeadAttention(8, 2, dropout=1.0), "dropout must be"),
         (lambda: MultiHeadAttention(8, 2)(torch.ones(2, 8)), r"x must be \(B, T, 8\); got \(2, 8\)"),
         (lambda: MultiHeadAttention(8, 2)(torch.ones(2, 3, 6)), r"x must be \(B, T, 8\)"),
-        (lambda: MultiHeadAttention(8, 2)(torch.ones(2, 3, 8), mask=torch.ones(2, 3)), "mask must be bool"),
+        (lambda: MultiHeadAttention(8, 2)(torch.ones(2, 3, 8), mask=torch.ones(2, 1, 1, 3)), "mask must be a bool"),
+        (lambda: MultiHeadAttention(8, 2)(torch.ones(2, 3, 8), mask=[[True] * 3] * 2), "bool tensor.*; got list"),
     ],
 )
 def test_bad_arguments_of_the_layer_are_named(make, message):
@@ -218,12 +263,15 @@ def test_bad_arguments_of_the_layer_are_named(make, message):
         make()
 
 
-@pytest.mark.parametrize("shape", [(3, 2), (2, 4), (2, 3, 3), (3, 1, 3, 3), (2, 3, 3, 3), (1, 1, 2, 3), (3,)])
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (3, 2), (2, 3, 3), (3, 1, 3, 3), (2, 3, 3, 3), (1, 1, 2, 3), (3,)])
+@pytest.mark.parametrize("B", [2, 3])
 @pytest.mark.parametrize("weights", [True, False])
-def test_masks_of_other_shapes_are_refused_both_ways(shape, weights):
+def test_masks_of_other_shapes_are_refused_both_ways(shape, B, weights):
+    if shape[0] == B == 3 and len(shape) == 4 and shape[1] == 1:
+        return  # this one fits
     layer, mask = MultiHeadAttention(8, 2), torch.ones(shape, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"mask must be \(2, 3\) or broadcast to \(2, 2, 3, 3\)"):
-        layer(torch.ones(2, 3, 8), mask=mask, return_weights=weights)
+    with pytest.raises(ValueError, match=rf"mask must have 4 axes and broadcast to \({B}, 2, 3, 3\)"):
+        layer(torch.ones(B, 3, 8), mask=mask, return_weights=weights)
 
 
 def test_allowed_keys():

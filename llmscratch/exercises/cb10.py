@@ -31,7 +31,7 @@ def _check_clip(answer):
     x = _leaf(numbers)
     y = _tensor(answer(x, -1, 1.5), given)
     expect(y.data, np.clip(numbers, -1, 1.5), given)
-    (y * 3.0).sum().backward()
+    (y * 3.0).backward(np.ones(7))
     expect(_gradient(x, "x"), [0, 3, 3, 3, 3, 3, 0], f"the gradient of 3 clip(x) at {given}")
     x = _leaf(np.float32([[0.5, 9.0]]))
     y = answer(x, 0.0, 1.0)
@@ -41,11 +41,22 @@ def _check_clip(answer):
     if x.grad.dtype != np.float32:
         raise Wrong(f"expected a gradient in float32 for x in float32, got {x.grad.dtype}")
     expect(x.grad, [[2, 0]], "the gradient at x = [[0.5, 9]], low = 0, high = 1, when [[2, 2]] arrives")
+    x = _leaf([5.0, 0.5])
+    (answer(x, 0, 1) + x).backward(np.ones(2))  # + hands the same array to both
+    expect(x.grad, [1, 2], "the gradient of clip(x, 0, 1) + x at [5, 0.5] (a vjp must not write into what it gets)")
 
 
 def clip(x, low, high):
     inside = (x.data >= low) & (x.data <= high)  # captured by the vjp: an array, not a Tensor
-    return record(np.clip(x.data, low, high), (x,), (lambda g: g * inside,), "clip")
+    return record(np.clip(x.data, float(low), float(high)), (x,), (lambda g: g * inside,), "clip")
+
+
+def _writing_clip(x, low, high):
+    def vjp(g):
+        g[(x.data < low) | (x.data > high)] = 0
+        return g
+
+    return record(np.clip(x.data, low, high), (x,), (vjp,), "clip")
 
 
 def _strict_clip(x, low, high):
@@ -69,7 +80,8 @@ lesson.add(
     wrong={
         _strict_clip: "the gradient of 3 clip(x)",
         _passing_clip: "the gradient of 3 clip(x)",
-        _upcasting_clip: "expected a gradient in float32",
+        _upcasting_clip: "dtypes float64 and float32 differ",
+        _writing_clip: "clip(x, 0, 1) + x",
         (lambda x, low, high: Tensor(np.clip(x.data, low, high))): "depends on nothing that requires a gradient",
     },
 )  # fmt: skip
@@ -77,7 +89,7 @@ lesson.add(
 
 def _check_rms_norm(answer):
     rng = np.random.default_rng(0)
-    for shape, eps in [((4,), 1e-5), ((2, 3), 1e-5), ((2, 3, 5), 0.5)]:
+    for shape, eps in [((4,), 1e-5), ((2, 3), 1e-5), ((2,), 0.5), ((2, 3, 5), 0.5)]:
         numbers, scale, g = rng.normal(size=shape), rng.normal(size=shape[-1]), rng.normal(size=shape)
         given = f"x of shape {shape}, eps = {eps:g}"
         x, weight = _leaf(numbers), _leaf(scale)
@@ -114,13 +126,14 @@ def _over_everything(x, weight, eps=1e-5):
 
 lesson.add(
     2, 2, "RMSNorm", check=_check_rms_norm,
-    hints=["Look at LayerNorm.forward and leave out the centring and the bias.",
+    hints=["Look at LayerNorm.__call__ and leave out the centring and the bias.",
            "Everything that depends on x must be computed with Tensors; with x.data the gradient is lost there."],
     solution=rms_norm,
     wrong={
         _constant_root: "the gradient of x",
         _layer_norm: "expected",
         _over_everything: "x of shape (2, 3)",
+        (lambda x, weight, eps=1e-5: rms_norm(x, weight)): "x of shape (2,), eps = 0.5",
         (lambda x, weight, eps=1e-5: x * (x * x).mean(axis=-1, keepdims=True) ** -0.5 * weight): "eps = 1e-05",
     },
 )  # fmt: skip
@@ -141,10 +154,13 @@ def _check_concatenate(answer):
         g = rng.normal(size=whole.shape)
         borders = np.cumsum([a.shape[axis] for a in arrays])[:-1]
         for i, (vjp, part) in enumerate(zip(y._vjps, np.split(g, borders, axis), strict=True)):
-            expect(vjp(g), part, f"the gradient of tensor {i} for {given}")
+            expect(vjp(g), part, f"the gradient of tensor {i} for {given} (has each vjp its own i?)")
     x = _leaf([1.0, 2.0])
     answer([x, x]).backward(np.array([1.0, 2.0, 10.0, 20.0]))
     expect(x.grad, [11, 22], "the gradient of x for concatenate([x, x]), when [1, 2, 10, 20] arrives")
+    y = answer([_leaf(np.float32([1])), _leaf(np.float32([2]))])
+    if y.dtype != np.float32 or y._vjps[0](np.float32([1, 2])).dtype != np.float32:
+        raise Wrong(f"expected float32 for tensors in float32, forwards and backwards, got {y.dtype}")
 
 
 def concatenate(tensors, axis=0):
@@ -166,6 +182,12 @@ def _always_axis_0(tensors, axis=0):
     return record(np.concatenate([t.data for t in tensors], axis), tuple(tensors), vjps, "concatenate")
 
 
+def _upcasting_concatenate(tensors, axis=0):
+    borders = np.cumsum([t.shape[axis] for t in tensors])[:-1]
+    vjps = tuple(lambda g, i=i: np.split(g, borders, axis)[i].astype(float) for i in range(len(tensors)))
+    return record(np.concatenate([t.data for t in tensors], axis), tuple(tensors), vjps, "concatenate")
+
+
 def _two_by_two(tensors, axis=0):
     if len(tensors) == 1:
         return tensors[0] * 1
@@ -182,6 +204,7 @@ lesson.add(
         _last_one: "the gradient of tensor 0",
         _always_axis_0: "the gradient of tensor 0",
         _two_by_two: "expected one operation",
+        _upcasting_concatenate: "expected float32",
         (lambda tensors, axis=0: Tensor(np.concatenate([t.data for t in tensors], axis))): "expected one operation",
     },
 )  # fmt: skip
@@ -199,6 +222,8 @@ def _innocent():
         "cross-entropy": (lambda a: cross_entropy(a, np.array([0, 2])), n(size=(2, 3))),
         "100000 * tanh(a)": (lambda a: a.tanh() * 1e5, n(size=4)),
         "0.00001 * a * a * a": (lambda a: a * a * a * 1e-5, n(size=4)),
+        "the sum of a softmax, whose slopes are 0": (lambda a: a.log_softmax().exp().sum(-1), n(size=(2, 3))),
+        "a product with a third input that is not used": (lambda a, b, c: a * b, n(size=2), n(size=2), n(size=2)),
     }
 
 
@@ -234,6 +259,21 @@ def _broken():
     def second_input_only(a, b):
         return record(a.data * b.data, (a, b), (lambda g: g * b.data, lambda g: g * b.data), "*")
 
+    def wrong_sign(a):
+        return record(3 * a.data, (a,), (lambda g: -3 * g,), "three times")
+
+    def reversed_order(a, b):  # the right numbers in the wrong places
+        return record(a.data * b.data, (a, b), (lambda g: (g * b.data)[::-1], lambda g: (g * a.data)[::-1]), "*")
+
+    def too_small(a):
+        return record(a.data * 1, (a,), (lambda g: g - np.abs(g),), "copy")
+
+    def too_large(a):
+        return record(a.data * 1, (a,), (lambda g: g + np.abs(g),), "copy")
+
+    def raises(a):
+        return record(a.data * 1, (a,), (lambda g: g[len(a.data)],), "copy")
+
     def wrong_shape(a):
         return record(a.data.sum(axis=0), (a,), (lambda g: np.tile(g, 3),), "sum")
 
@@ -246,6 +286,11 @@ def _broken():
         "a * 0.00001 whose gradient is 10% too large": (small_and_wrong, n(size=4)),
         "a product that is wrong for its second input only": (second_input_only, n(size=3), n(size=3)),
         "a sum whose vjp returns the wrong shape": (wrong_shape, n(size=(3, 4))),
+        "3 * a whose gradient has the wrong sign": (wrong_sign, n(size=4)),
+        "a product whose gradients are in reverse order": (reversed_order, n(size=4), n(size=4)),
+        "a copy whose gradient is never too large": (too_small, n(size=4)),
+        "a copy whose gradient is never too small": (too_large, n(size=4)),
+        "an operation whose vjp raises an IndexError": (raises, n(size=4)),
     }
 
 
@@ -273,8 +318,9 @@ def gradient_is_right(f, *arrays):
     g = np.asarray(np.random.default_rng(0).normal(size=y.shape))  # random: ones would let some wrong vjps pass
     try:
         y.backward(g)
-    except ValueError:
+    except Exception:
         return False
+    rounding = 1e-15 * np.abs(y.data * g).sum() / 1e-6  # what a difference of two sums may be off by
     for k, (array, leaf) in enumerate(zip(arrays, leaves, strict=True)):
         slopes = np.zeros_like(array)
         for i in np.ndindex(array.shape):
@@ -284,33 +330,37 @@ def gradient_is_right(f, *arrays):
                 nudged[i] += nudge
                 ends.append((f(*[Tensor(nudged if j == k else a) for j, a in enumerate(arrays)]).data * g).sum())
             slopes[i] = (ends[0] - ends[1]) / 2e-6
-        if leaf.grad is None or leaf.grad.shape != array.shape:
-            return False
-        if np.abs(leaf.grad - slopes).max() > 1e-5 * np.abs(slopes).max():  # relative: the scale may be any
+        grad = np.zeros_like(array) if leaf.grad is None else leaf.grad
+        if not np.allclose(grad, slopes, rtol=0, atol=rounding + 1e-5 * np.abs(slopes).max(initial=0)):
             return False
     return True
 
 
-def _detective(ones=False, first_only=False, absolute=False, in_place=False):
+def _farthest(grad, slopes):
+    return np.abs(grad - slopes).max()
+
+
+def _detective(ones=False, first_only=False, absolute=False, in_place=False, compare=None):
     def wrong(f, *arrays):
         leaves = [Tensor(a, requires_grad=True) for a in arrays]
         y = f(*leaves)
         g = np.ones(y.shape) if ones else np.asarray(np.random.default_rng(0).normal(size=y.shape))
         try:
             y.backward(g)
-        except ValueError:
+        except Exception:
             return False
         for k, (array, leaf) in enumerate(zip(arrays, leaves, strict=True)):
+            grad, slopes = np.zeros_like(array) if leaf.grad is None else leaf.grad, np.zeros_like(array)
             for i in np.ndindex(array.shape):
                 kept, ends = array[i], []
                 for nudge in (1e-6, -1e-6):
                     array[i] = kept + nudge
                     ends.append((f(*[Tensor(a) for a in arrays]).data * g).sum())
                 array[i] = kept + 1e-7 if in_place else kept
-                slope = (ends[0] - ends[1]) / 2e-6
-                allowed = 1e-4 if absolute else 1e-5 * abs(slope) + 1e-9 * np.abs(leaf.grad).max()
-                if abs(leaf.grad[i] - slope) > max(allowed, 1e-12):
-                    return False
+                slopes[i] = (ends[0] - ends[1]) / 2e-6
+            allowed = 1e-4 if absolute else 1e-5 * np.abs(slopes).max() + 5e-9
+            if (compare or _farthest)(grad, slopes) > allowed:
+                return False
             if first_only and k == 0:
                 return True
         return True
@@ -324,14 +374,21 @@ lesson.add(
            "compare is then (f(...).data * g).sum().",
            "For each input and each place in it: a copy with that number nudged up, one nudged down, the difference "
            "over twice the nudge.",
-           "Compare relative to the largest slope: an absolute tolerance lets small gradients pass whatever they are.",
-           "backward raises a ValueError when a vjp returns a shape that cannot be right: catch it."],
+           "Compare the largest absolute difference with 1e-5 times the largest slope, plus a little for rounding: "
+           "1e-9 times the size of the result is enough. An absolute tolerance alone lets small gradients pass.",
+           "backward raises when a vjp returns what cannot be right, or fails itself: catch that. An input that was "
+           "not used has no gradient at all, which is right when its slopes are 0."],
     solution=gradient_is_right,
     wrong={
         _detective(ones=True): "ignores the gradient that arrives",
         _detective(first_only=True): "forgotten",
         _detective(absolute=True): "0.00001",
         _detective(in_place=True): "left as they are",
+        _detective(compare=lambda grad, slopes: abs(grad.sum() - slopes.sum())): "got True",
+        _detective(compare=lambda grad, slopes: np.abs(np.sort(grad, None) - np.sort(slopes, None)).max()): "reverse",
+        _detective(compare=lambda grad, slopes: np.abs(np.abs(grad) - np.abs(slopes)).max()): "wrong sign",
+        _detective(compare=lambda grad, slopes: (grad - slopes).max()): "never too large",
+        _detective(compare=lambda grad, slopes: (slopes - grad).max()): "never too small",
         (lambda f, *arrays: True): "forgotten",
     },
 )  # fmt: skip

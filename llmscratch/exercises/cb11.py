@@ -5,6 +5,7 @@ import random
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from llmscratch.exercises.lesson import Lesson, Wrong, expect
 
@@ -16,6 +17,13 @@ def _tensor(result, given):
     if not isinstance(result, torch.Tensor):
         raise Wrong(f"expected a tensor for {given}, got {type(result).__name__}")
     return result
+
+
+def _equal(result, want, given):
+    """Raise Wrong unless `result` is a tensor with the numbers and the dtype of the tensor `want`."""
+    expect(_tensor(result, given).detach().numpy(), want.detach().numpy(), given)
+    if result.dtype != want.dtype:
+        raise Wrong(f"expected {want.dtype} for {given}, got {result.dtype}")
 
 
 def _saved(compute):
@@ -36,8 +44,8 @@ def _check_windows(answer):
         for size, step in ((4, 1), (3, 2), (9, 1), (2, 5)):
             given = f"{name}, size {size}, step {step}"
             want = torch.stack([x[i : i + size] for i in range(0, len(x) - size + 1, step)])
-            got = _tensor(answer(x, size, step), given)
-            expect(got, want, given)
+            got = answer(x, size, step)
+            _equal(got, want, given)
             if got.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
                 raise Wrong(f"expected a view of x for {given}, got a copy")
 
@@ -75,13 +83,19 @@ def _check_scores(answer):
     generator = torch.Generator().manual_seed(0)
     for B, G, R, T, S, D in ((1, 1, 1, 2, 2, 4), (2, 3, 2, 4, 5, 8), (2, 2, 3, 3, 3, 5)):
         q = torch.randn(B, G, R, T, D, generator=generator, dtype=torch.float64, requires_grad=True)
-        k = torch.randn(B, G, S, D, generator=generator, dtype=torch.float64)
+        k = torch.randn(B, G, S, D, generator=generator, dtype=torch.float64, requires_grad=True)
         given = f"q of shape {tuple(q.shape)}, k of shape {tuple(k.shape)}"
-        got = _tensor(answer(q, k), given)
+        got = answer(q, k)
         want = (q @ k[:, :, None].mT) / math.sqrt(D)
-        expect(got.detach(), want.detach(), given)
+        _equal(got, want, given)
         if not got.requires_grad:
             raise Wrong(f"expected scores that a gradient can pass for {given}, got some without a graph")
+        v = torch.randn(want.shape, generator=generator, dtype=torch.float64)
+        mine = torch.autograd.grad(got, (q, k), v, allow_unused=True)
+        for name, gradient, right in zip("qk", mine, torch.autograd.grad(want, (q, k), v), strict=True):
+            if gradient is None:
+                raise Wrong(f"expected a gradient to reach {name} for {given}, got none")
+            _equal(gradient, right, f"the gradient of {name} at {given}")
 
 
 def grouped_scores(q, k):
@@ -97,26 +111,34 @@ lesson.add(
         (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q, k)): "expected",
         (lambda q, k: torch.einsum("bgrtd,bgsd->bgrst", q, k) / q.shape[-1] ** 0.5): "q of shape",
         (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q, k) / q.shape[-1]): "expected",
-        (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q.detach(), k) / q.shape[-1] ** 0.5): "without a graph",
+        (lambda q, k: (torch.einsum("bgrtd,bgsd->bgrts", q, k) / q.shape[-1] ** 0.5).detach()): "without a graph",
+        (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q.detach(), k) / q.shape[-1] ** 0.5): "to reach q",
+        (lambda q, k: torch.einsum("bgrtd,bgsd->bgrts", q, k.detach()) / q.shape[-1] ** 0.5): "to reach k",
     },
 )  # fmt: skip
 
 
 def _check_quantise(answer):
-    scale = 0.1
-    numbers = [0.0, 0.04, 0.26, -0.31, 12.7, 12.74, 12.8, -50.0]
-    w = torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
-    given = f"w = {numbers}, scale = 0.1"
-    got = _tensor(answer(w, scale), given)
-    expect(got.detach(), [0.0, 0.0, 0.3, -0.3, 12.7, 12.7, 12.7, -12.7], given)
-    if not got.requires_grad:
-        raise Wrong(f"expected a result that a gradient can pass for {given}, got one without a graph")
-    (got * torch.arange(1.0, 9.0, dtype=torch.float64)).sum().backward()
-    if w.grad is None:
-        raise Wrong(f"expected a gradient to reach w for {given}, got none")
-    expect(w.grad, [1.0, 2, 3, 4, 5, 6, 0, 0], f"the gradient of Σ i·quantise(w)ᵢ, i = 1…8, at {given}")
-    half = answer(torch.tensor([1.0, -3.0]), 2.0)
-    expect(half, [0.0, -4.0], "w = [1, -3], scale = 2 (torch.round rounds halves to even)")
+    cases = (  # numbers, what they become, and whether the gradient passes
+        (0.1, [0.0, 0.04, 0.26, -0.31, 12.7, 12.74, 20.0, -50.0], [0.0, 0.0, 0.3, -0.3, 12.7, 12.7, 12.7, -12.7],
+         [1, 1, 1, 1, 1, 1, 0, 0]),
+        # In steps of 1/8, exact in binary: 128, -128, and the halves ±127.5, which round to ±128; then just inside.
+        (0.125, [16.0, -16.0, 15.9375, -15.9375, 15.9296875, -15.9296875], [15.875, -15.875] * 3, [0, 0, 0, 0, 1, 1]),
+        (2.0, [1.0, -3.0, 5.0], [0.0, -4.0, 4.0], [1, 1, 1]),  # torch.round takes halves to the even side
+    )  # fmt: skip
+    for kind in (torch.float64, torch.float32):
+        for scale, numbers, rounded, passes in cases:
+            w = torch.tensor(numbers, dtype=kind, requires_grad=True)
+            given = f"w = {numbers} ({kind}), scale = {scale}"
+            got = answer(w, scale)
+            _equal(got, torch.tensor(rounded, dtype=kind), given)
+            if not got.requires_grad:
+                raise Wrong(f"expected a result that a gradient can pass for {given}, got one without a graph")
+            weights = torch.arange(1.0, len(numbers) + 1, dtype=kind)
+            (got * weights).sum().backward()
+            if w.grad is None:
+                raise Wrong(f"expected a gradient to reach w for {given}, got none")
+            _equal(w.grad, weights * torch.tensor(passes, dtype=kind), f"the gradient of Σ i·quantise(w)ᵢ at {given}")
 
 
 def quantise(w, scale):
@@ -156,71 +178,109 @@ def _unit_gradient(w, scale):
     return Quantise.apply(w)
 
 
+def _range_of_int8(w, scale):
+    inside = (torch.round(w / scale) <= 127) & (torch.round(w / scale) >= -128)
+    w = torch.where(inside, w, w.detach())
+    return w + (scale * torch.round(w / scale).clamp(-127, 127) - w).detach()
+
+
+def _clamped_at_the_half(w, scale):
+    w = w.clamp(-127.5 * scale, 127.5 * scale)
+    return w + (scale * torch.round(w / scale).clamp(-127, 127) - w).detach()
+
+
+def _always_float64(w, scale):
+    return quantise(w.double(), scale)
+
+
 lesson.add(
     3, 2, "A gradient for rounding", check=_check_quantise,
     hints=["forward computes torch.round(w / scale) and can put aside a mask of what the clamp leaves alone.",
            "backward returns the incoming gradient times the mask. forward may read scale from outside, or take it as "
            "a second argument; then backward must return None for it."],
     solution=quantise,
-    wrong={_no_estimator: "the gradient of", _all_through: "the gradient of", _unit_gradient: "the gradient of"},
+    wrong={
+        _no_estimator: "the gradient of", _all_through: "the gradient of", _unit_gradient: "the gradient of",
+        _range_of_int8: "scale = 0.125", _clamped_at_the_half: "scale = 0.125",
+        _always_float64: "expected torch.float32",
+    },
 )  # fmt: skip
 
 
 class _Probe(torch.nn.Module):
-    """A model that notes whether it is asked under recording and in evaluation mode."""
+    """A model with a part of its own mode, that notes whether it is asked under recording and in evaluation mode."""
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor([[1.0, -0.5, 0.25], [0.5, 1.0, -1.0]]))
+        self.part = torch.nn.Dropout()
         self.recorded = self.trained = False
 
     def forward(self, x):
-        out = x @ self.weight
+        out = self.part(x) @ self.weight
         self.recorded |= out.requires_grad
-        self.trained |= self.training
+        self.trained |= self.training or self.part.training
         return out
 
 
 def _check_evaluate(answer):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(10, 2, generator=generator), torch.arange(10) % 3
-    for mode in (True, False):
-        model = _Probe().train(mode)
-        given = "10 examples in batches of 4, 4 and 2, the model in " + ("training" if mode else "evaluation") + " mode"
-        got = answer(model, ((x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)))
-        if isinstance(got, torch.Tensor):
-            raise Wrong(f"expected a plain float for {given}, got a tensor")
+    names = {True: "training", False: "evaluation"}
+    for modes in ((True, True), (False, False), (True, False)):
+        model = _Probe().train(modes[0])
+        model.part.train(modes[1])
+        given = f"10 examples in batches of 4, 4 and 2, the model in {names[modes[0]]} mode"
+        given += f" and its part in {names[modes[1]]} mode" * (modes[0] != modes[1])
+        before = torch.is_grad_enabled()
+        try:
+            got = answer(model, ((x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)))
+            after = torch.is_grad_enabled()
+        finally:
+            torch.set_grad_enabled(before)
+        if type(got) is not float:
+            what = "a tensor" if isinstance(got, torch.Tensor) else f"{got!r} ({type(got).__name__})"
+            raise Wrong(f"expected a plain float for {given}, got {what}")
+        if model.trained:
+            raise Wrong(f"expected the model to compute in evaluation mode for {given}; call model.eval() first")
         expect(got, F.cross_entropy(x @ model.weight.detach(), y).item(), given, rtol=1e-5)
         if model.recorded:
             raise Wrong(f"expected nothing to be recorded for {given}, but the model's output required a gradient")
-        if model.trained:
-            raise Wrong(f"expected the model to compute in evaluation mode for {given}; call model.eval() first")
-        if model.training != mode:
-            raise Wrong(f"expected the model to be left in the mode in which it came, for {given}")
-    if not torch.is_grad_enabled():
-        torch.set_grad_enabled(True)
-        raise Wrong("expected recording to be on again afterwards; use torch.no_grad() with `with` or as a decorator")
+        if (model.training, model.part.training) != modes:
+            raise Wrong(f"expected every module to be left in the mode in which it came, for {given}")
+        if after != before:
+            raise Wrong(
+                "expected recording to be as before; use torch.no_grad() by `with` or as a decorator"
+            )
 
 
 @torch.no_grad()
 def evaluate(model, batches):
-    mode, total, count = model.training, 0.0, 0
+    modes, total, count = {module: module.training for module in model.modules()}, 0.0, 0
     model.eval()
     for x, y in batches:
         total += F.cross_entropy(model(x), y, reduction="sum").item()
         count += len(y)
-    model.train(mode)
+    for module, mode in modes.items():
+        module.training = mode
     return total / count
 
 
 def _still_records(model, batches):
-    mode, total, count = model.training, 0.0, 0
-    model.eval()
-    for x, y in batches:
-        total += F.cross_entropy(model(x), y).item() * len(y)
-        count += len(y)
+    return evaluate.__wrapped__(model, batches)
+
+
+@torch.no_grad()
+def _one_mode_for_all(model, batches):
+    mode = model.training
+    result = evaluate(model, batches)
     model.train(mode)
-    return total / count
+    return result
+
+
+def _recording_left_off(model, batches):
+    torch.set_grad_enabled(False)
+    return evaluate(model, batches)
 
 
 @torch.no_grad()
@@ -252,28 +312,44 @@ def _still_a_tensor(model, batches):
 lesson.add(
     4, 2, "Mend the leak", check=_check_evaluate,
     hints=["Add up sums over examples (reduction=\"sum\") and count the examples; divide at the end.",
-           "model.training is the mode in which the model came; note it before eval(), give it to train() at the end. "
+           "Each of model.modules() has its mode in .training; note them before eval(), and set them again at the end. "
            ".item() makes a float.",
            "Wrap it all in `with torch.no_grad():`, or put @torch.no_grad() above the function."],
     solution=evaluate,
     wrong={
         _still_records: "nothing to be recorded", _mean_of_means: "batches of 4, 4 and 2",
         _always_trains_after: "the mode in which it came", _still_a_tensor: "got a tensor",
+        _one_mode_for_all: "its part in evaluation mode", _recording_left_off: "recording to be as before",
     },
 )  # fmt: skip
+
+
+def _has_tensor(value):
+    """Whether value is a tensor, or a list, tuple or dict with one in it."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, torch.Tensor) or any(_has_tensor(part) for part in inside)
 
 
 def _check_swish(answer):
     points = torch.tensor([-30.0, -1.0, -0.5, 0.0, 0.3, 2.0, 30.0], dtype=torch.float64, requires_grad=True)
     given = f"x = {points.tolist()}"
-    got = _tensor(answer(points), given)
-    expect(got.detach(), F.silu(points).detach(), given)
+    got = answer(points)
+    _equal(got, F.silu(points), given)
     x = torch.linspace(-2, 2, 500, requires_grad=True) * 1.0
-    _, saved = _saved(lambda: answer(x))
+    y, saved = _saved(lambda: answer(x))
+    if saved and x.data_ptr() not in saved and sum(saved.values()) == x.nbytes:
+        raise Wrong("expected x itself to be put aside, got a copy of it, or another tensor, of 2,000 bytes more")
+    node = y.grad_fn
+    python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    kept = [name for name, value in vars(node).items() if _has_tensor(value)] if python else []
+    if kept:
+        raise Wrong(f"expected tensors to be put aside by ctx.save_for_backward alone, got one in ctx.{kept[0]}")
     if saved != {x.data_ptr(): x.nbytes}:
         raise Wrong(
             f"expected only x, of 2,000 bytes, to be put aside; got {len(saved)} of {sum(saved.values()):,} bytes"
         )
+    if not python:
+        raise Wrong(f"expected the result of a torch.autograd.Function of your own, got one of {type(node).__name__}")
     for judge in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         try:
             judge(answer, (points,))
@@ -300,6 +376,35 @@ def swish(x):
 
 def _swish_recorded(x):
     return x * torch.sigmoid(x)
+
+
+def _swish_of_a_copy(x):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x.clone())
+            return x * torch.sigmoid(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    return Swish.apply(x)
+
+
+def _swish_on_ctx(x):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            ctx.sigmoid = torch.sigmoid(x)
+            return x * ctx.sigmoid
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (ctx.sigmoid + ctx.saved_tensors[0] * ctx.sigmoid * (1 - ctx.sigmoid))
+
+    return Swish.apply(x)
 
 
 def _swish_half_a_product_rule(x):
@@ -340,7 +445,8 @@ lesson.add(
     solution=swish,
     wrong={
         _swish_recorded: "only x, of 2,000 bytes", _swish_half_a_product_rule: "expected gradcheck to accept",
-        _swish_once: "expected gradgradcheck to accept",
+        _swish_once: "expected gradgradcheck to accept", F.silu: "of your own",
+        _swish_of_a_copy: "got a copy of it", _swish_on_ctx: "got one in ctx.sigmoid",
     },
 )  # fmt: skip
 
@@ -377,6 +483,16 @@ def _view_cases():
         yield t, (*new, rest)
 
 
+class _NoTorch(TorchFunctionMode):
+    """Refuses every function of PyTorch, and remembers that one was asked for."""
+
+    asked = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.asked = True
+        raise Wrong("expected plain Python on tuples, got a call of PyTorch, which knows the answer")
+
+
 def _check_view_stride(answer):
     for t, new in _view_cases():
         shape, stride = tuple(t.shape), t.stride()
@@ -385,7 +501,10 @@ def _check_view_stride(answer):
             want = t.view(new).stride()
         except RuntimeError:
             want = None
-        got = answer(shape, stride, new)
+        with _NoTorch() as guard:
+            got = answer(shape, stride, new)
+        if guard.asked:
+            raise Wrong("expected plain Python on tuples, got a call of PyTorch, which knows the answer")
         if want is None:
             if got is not None:
                 raise Wrong(f"expected None for {given}, since .view refuses; got {got}")
@@ -422,6 +541,13 @@ def view_stride(shape, stride, new_shape):
 
 def _always_contiguous(shape, stride, new_shape):
     return tuple(math.prod(new_shape[k + 1 :]) for k in range(len(new_shape)))
+
+
+def _asks_torch(shape, stride, new_shape):
+    try:
+        return torch.empty_strided(shape, stride).view(new_shape).stride()
+    except Exception:
+        return None
 
 
 def _only_if_contiguous(shape, stride, new_shape):
@@ -461,5 +587,6 @@ lesson.add(
     solution=view_stride,
     wrong={
         _always_contiguous: "since .view refuses", _only_if_contiguous: "expected", _ones_are_borders: "new shape",
+        _asks_torch: "plain Python",
     },
 )  # fmt: skip

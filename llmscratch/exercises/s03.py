@@ -1,7 +1,11 @@
 """Exercises of 4S 03, attention."""
 
+from unittest import mock
+
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmscratch.exercises.lesson import Lesson, Wrong, expect
@@ -16,6 +20,8 @@ def _expect(got, want, given, **tolerance):
     if not isinstance(got, torch.Tensor):
         expect(got, want.numpy(), given)  # nothing, or something that is not even an array
         raise Wrong(f"expected a tensor for {given}, got {type(got).__name__}")
+    if got.dtype != want.dtype:
+        raise Wrong(f"expected a tensor of dtype {want.dtype} for {given}, got {got.dtype}")
     expect(got.detach().numpy(), want.detach().numpy(), given, **tolerance)
 
 
@@ -27,9 +33,11 @@ def _check_window(answer):
     for n_tokens, width in [(4, 2), (5, 1), (6, 3), (3, 10)]:
         given = f"n_tokens = {n_tokens}, width = {width}"
         mask = answer(n_tokens, width)
-        if isinstance(mask, torch.Tensor) and mask.dtype != torch.bool:
-            raise Wrong(f"expected a mask of dtype torch.bool for {given}, got {mask.dtype}")
         want = torch.tensor([[t - width < s <= t for s in range(n_tokens)] for t in range(n_tokens)])
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.shape == want.shape:
+            for t, s in (mask != want).nonzero().tolist():
+                may = "to see" if want[t, s] else "not to see"
+                raise Wrong(f"expected token {t} {may} token {s} for {given}, got {mask[t, s].item()}")
         _expect(mask, want, given)
 
 
@@ -44,34 +52,33 @@ lesson.add(
            "Allowed are the distances 0, 1, …, width − 1: two comparisons, joined by &."],
     solution=sliding_window,
     wrong={
-        (lambda n, w: torch.ones(n, n, dtype=torch.bool).tril().triu(-w)): "n_tokens = 4, width = 2",
-        (lambda n, w: torch.ones(n, n, dtype=torch.bool).triu(1 - w)): "n_tokens = 4, width = 2",
+        (lambda n, w: torch.ones(n, n, dtype=torch.bool).tril().triu(-w)): "token 2 not to see token 0",
+        (lambda n, w: torch.ones(n, n, dtype=torch.bool).triu(1 - w)): "token 0 not to see token 1",
         (lambda n, w: torch.ones(n, n).tril().triu(1 - w)): "torch.bool",
-        (lambda n, w: torch.ones(n, n, dtype=torch.bool).triu().tril(w - 1)): "n_tokens = 4, width = 2",
+        (lambda n, w: torch.ones(n, n, dtype=torch.bool).triu().tril(w - 1)): "token 0 not to see token 1",
     },
 )  # fmt: skip
 
 
-def _alibi(q, k, v, *, first=1, sign=-1.0, scale=1.0, causal=True):
+def _alibi(q, k, v, *, first=1, sign=-1.0, scale=1.0, causal=True, step=None):
     H, T, d = q.shape[1:]
-    slopes = 2.0 ** (-8 * torch.arange(first, H + first) / H)
+    slopes = 2.0 ** -((step or 8 / H) * torch.arange(first, H + first, dtype=torch.float64))
     distance = torch.arange(T)[:, None] - torch.arange(T)
-    scores = q @ k.mT / d**0.5 + sign * scale * slopes[:, None, None].to(q.dtype) * distance
+    scores = q @ k.mT / d**0.5 + sign * scale * slopes[:, None, None] * distance
     if causal:
         scores = scores.masked_fill(distance < 0, -torch.inf)
     return scores.softmax(dim=-1) @ v
 
 
 def _check_alibi(answer):
-    for H in (1, 4, 8):
+    for H in (1, 4, 8, 3):  # with 3 heads the slopes are no powers of two
         q, k, v = (_random(2, H, 6, 3, seed=seed) for seed in range(3))
         given = f"random q, k, v of shape (2, {H}, 6, 3)"
         got, want = answer(q, k, v), _alibi(q, k, v)
-        if isinstance(got, torch.Tensor) and got.shape == want.shape:
-            same_start = torch.allclose(got[:, :, 0], v[:, :, 0])
-            if not same_start:
-                raise Wrong(f"expected place 0 to see only itself for {given}: its output must be its own value")
-        _expect(got, want, given)
+        comparable = isinstance(got, torch.Tensor) and got.shape == want.shape and got.dtype == want.dtype
+        if comparable and not torch.allclose(got[:, :, 0], v[:, :, 0]):
+            raise Wrong(f"expected place 0 to see only itself for {given}: its output must be its own value")
+        _expect(got, want, given, atol=1e-6)  # slopes computed in float32 are good enough
 
 
 def alibi_attention(q, k, v):
@@ -94,6 +101,8 @@ lesson.add(
         (lambda q, k, v: _alibi(q, k, v, scale=q.shape[-1] ** -0.5)): "shape (2, 1, 6, 3)",
         (lambda q, k, v: _alibi(q, k, v, causal=False)): "place 0 to see only itself",
         (lambda q, k, v: attention(q, k, v, causal=True)[0]): "shape (2, 1, 6, 3)",
+        (lambda q, k, v: _alibi(q, k, v, step=8 // q.shape[1])): "shape (2, 3, 6, 3)",
+        (lambda q, k, v: _alibi(q, k, v).float()): "dtype torch.float64",
     },
 )  # fmt: skip
 
@@ -153,28 +162,44 @@ lesson.add(
 
 
 class _Watch(TorchDispatchMode):
-    """Raises Wrong when an operation makes a row of all S scores, or T × S numbers."""
+    """Raises Wrong when an operation makes scores of more than one block of keys, or leaves PyTorch.
 
-    def __init__(self, T, S, d):
+    A tensor with d or d + 1 entries in a row is rows of q, k or v (padded, or with a 1); all others count as scores.
+    """
+
+    def __init__(self, T, S, d, block):
         super().__init__()
-        self.T, self.S, self.d = T, S, d
+        self.T, self.S, self.d, self.block = T, S, d, block
+        self.given = f"q ({T}, {d}), k ({S}, {d}), block = {block}"
+
+    def refuse(self, what):
+        raise Wrong(f"expected no operation to see more than one block of keys for {self.given}, but {what}")
+
+    def leaves(self, *args, **kwargs):
+        raise Wrong(f"expected operations of PyTorch only for {self.given}, but a tensor became an array of NumPy")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(function):
+            self.refuse(f"{function} does all at once")
         out = function(*args, **(kwargs or {}))
         for t in out if isinstance(out, tuple | list) else [out]:
-            if not isinstance(t, torch.Tensor) or not t.is_floating_point():
-                continue
-            whole_row = t.ndim > 0 and t.shape[-1] == self.S and (t.ndim == 1 or t.shape[-2] != self.d)
-            if t.numel() >= self.T * self.S or whole_row:
-                raise Wrong(
-                    f"expected no operation to see more than one block of keys for q ({self.T}, {self.d}), "
-                    f"k ({self.S}, {self.d}), but {function} made a tensor of shape {tuple(t.shape)}"
-                )
+            if isinstance(t, torch.Tensor) and t.is_floating_point() and self.too_large(t):
+                self.refuse(f"{function} made a tensor of shape {tuple(t.shape)}")
         return out
+
+    def too_large(self, t):
+        sides = [n for n in t.shape if n > 1]
+        if t.numel() >= self.T * self.S:
+            return True
+        if self.d in sides or self.d + 1 in sides:
+            return False
+        if t.numel() > self.T * max(self.block, self.d + 1) or self.S in sides:
+            return True
+        return len(sides) == 1 and sides[0] > self.block and sides[0] != self.T
 
 
 def _check_blockwise(answer):
-    T, S, d = 37, 41, 5
+    T, S, d = 37, 41, 7
     q, k, v = _random(T, d, seed=1), _random(S, d, seed=2), _random(S, d, seed=3)
     rising = torch.arange(S, dtype=torch.float64)[:, None] / S  # later keys score higher: every block rescales
     cases = [(q, k, "random q, k, v"), (q.abs(), k + 3 * rising, "scores that rise from block to block")]
@@ -184,8 +209,9 @@ def _check_blockwise(answer):
         for block in (8, 41, 1, 100):
             given = f"{kind}, T = {T}, S = {S}, d = {d}, block = {block}"
             _expect(answer(queries.clone(), keys.clone(), v.clone(), block), want, given, atol=1e-8)
-    with _Watch(T, S, d):
-        answer(q, k, v, 8)
+    watch = _Watch(T, S, d, block=9)
+    with mock.patch.multiple(torch.Tensor, numpy=watch.leaves, __array__=watch.leaves), watch:
+        answer(q, k, v, watch.block)
 
 
 def blockwise_attention(q, k, v, block):
@@ -227,6 +253,16 @@ def _loses_the_rest(q, k, v, block):
     return blockwise_attention(q, k[:n], v[:n], block)
 
 
+def _column_by_column(q, k, v, block):
+    return torch.stack([((k @ row[:, None] / len(row) ** 0.5).softmax(dim=0) * v).sum(dim=0) for row in q])
+
+
+def _in_numpy(q, k, v, block):
+    scores = q.numpy() @ k.numpy().T / q.shape[1] ** 0.5
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True) @ v.numpy())
+
+
 lesson.add(
     4, 3, "Softmax without seeing the row", check=_check_blockwise,
     hints=["Start with m = −∞ (T, 1), and zeros for both sums. Slicing takes care of a shorter last block.",
@@ -239,5 +275,12 @@ lesson.add(
         _loses_the_rest: "block = 8",
         (lambda q, k, v, block: attention(q, k, v)[0]): "expected no operation to see more than one block",
         (lambda q, k, v, block: torch.cat([attention(row[None], k, v)[0] for row in q])): "more than one block",
+        (lambda q, k, v, block: blockwise_attention(q, k, v, 20)): "made a tensor of shape (37, 20)",
+        _column_by_column: "made a tensor of shape (41, 1)",
+        (lambda q, k, v, block: F.scaled_dot_product_attention(q, k, v)): "more than one block",
+        (lambda q, k, v, block: F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None])[0, 0]): (
+            "more than one block"
+        ),
+        _in_numpy: "operations of PyTorch only",
     },
 )  # fmt: skip

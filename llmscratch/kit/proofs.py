@@ -12,8 +12,9 @@ import numpy as np
 
 
 def _array(value) -> np.ndarray:
-    if hasattr(value, "detach"):  # a torch tensor
-        value = value.detach().cpu().numpy()
+    if hasattr(value, "detach"):  # a tensor, of torch or of basis.tensor
+        value = value.detach()
+        value = value.cpu().numpy() if hasattr(value, "cpu") else value.numpy()
     return np.asarray(value)
 
 

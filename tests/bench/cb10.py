@@ -21,7 +21,7 @@ def our_step():
     return lambda: space["fit_batch"](net, optimiser, X, y), X, y
 
 
-@row("CB10: one training step, batch 64; theirs: PyTorch", at_most=3)
+@row("CB10: one training step, batch 64; theirs: PyTorch", at_most=1.5)
 def beside_torch() -> Race:
     ours, X, y = our_step()
     net = torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
