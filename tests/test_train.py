@@ -1,6 +1,7 @@
 """CB 12's loop: resumed = never stopped, whatever is killed when; bad files are refused; looking changes nothing."""
 
 import itertools
+import json
 import math
 import os
 import subprocess
@@ -11,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -77,8 +77,8 @@ def assert_equal(ours, theirs):
     assert mine.keys() == other.keys()
     for name, value in other.items():
         assert torch.equal(mine[name], value) if isinstance(value, torch.Tensor) else mine[name] == value, name
-    assert my_groups == groups
-    assert str(my_schedule) == str(schedule)
+    assert json.dumps(my_groups) == json.dumps(groups)  # a tuple comes back as a list
+    assert json.dumps(my_schedule) == json.dumps(schedule)  # a Counter comes back as a dict
 
 
 class Killed(BaseException):
@@ -104,6 +104,12 @@ SCHEDULES = {
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     "warm-up, then cosine": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, 0.1, total_iters=5), lr_scheduler.CosineAnnealingLR(o, T_max=20)], milestones=[5]
+    ),
+    "milestones": lambda o: lr_scheduler.MultiStepLR(o, [7, 17]),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.05, step_size_up=4, cycle_momentum=False),
+    "warm restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 4, T_mult=2),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.MultiStepLR(o, [12, 17]), lr_scheduler.ExponentialLR(o, 0.99)]
     ),
 }
 
@@ -286,8 +292,6 @@ def test_tied_weights_and_odd_tensors_come_back(tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor)
         assert loaded.state_dict()[name].dtype == tensor.dtype
     assert loaded.head.weight is loaded.embed.weight
-    with safe_open(tmp_path / "tied", "pt") as file:
-        assert "model/head.weight" not in list(file.keys())
 
 
 @pytest.fixture(scope="module")
@@ -316,9 +320,7 @@ def test_a_file_cut_anywhere_is_refused_with_its_length(tmp_path, saved, share):
     whole = saved.read_bytes()
     cut = int(share * len(whole))
     message = refused(tmp_path, whole[:cut])
-    assert f"damaged: {cut:,} bytes, expected" in message
-    header = 8 + int.from_bytes(whole[:8], "little")
-    assert f"expected {len(whole):,}" in message or cut < header
+    assert f"truncated or damaged ({cut:,} bytes): " in message
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -326,14 +328,14 @@ def test_a_file_cut_anywhere_is_refused_with_its_length(tmp_path, saved, share):
 def test_any_flipped_bit_is_refused(tmp_path, saved, share, bit):
     data = bytearray(saved.read_bytes())
     data[int(share * len(data))] ^= 1 << bit
-    assert "damaged" in (message := refused(tmp_path, bytes(data))) or "was not written" in message
+    assert "damaged" in refused(tmp_path, bytes(data))
 
 
 def test_other_files_are_refused(tmp_path):
     assert "truncated or damaged" in refused(tmp_path, b"")
     assert "truncated or damaged" in refused(tmp_path, b"no checkpoint, but a text of some length\n" * 100)
     save_file({"weight": torch.zeros(2)}, tmp_path / "plain")
-    assert "was not written by save_checkpoint" in refused(tmp_path, (tmp_path / "plain").read_bytes())
+    assert "or not by save_checkpoint" in refused(tmp_path, (tmp_path / "plain").read_bytes())
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "missing", nn.Linear(2, 2))
 
@@ -343,16 +345,19 @@ def test_other_files_are_refused(tmp_path):
     [
         (lambda run: run | {"model": nn.Linear(6, 2)}, r"model/weight is absent in the file, expected \(2, 6\)"),
         (lambda run: run | {"model": run["model"].double()}, "torch.float32 in the file, expected .*torch.float64"),
-        (lambda run: run | {"optimizer": torch.optim.SGD(run["model"].parameters())}, "optimizer is AdamW over .* SGD"),
+        (
+            lambda run: run | {"optimizer": torch.optim.SGD(run["model"].parameters())},
+            "optimizer is AdamW in the file, expected SGD",
+        ),
         (
             lambda run: run | {"optimizer": torch.optim.AdamW(run["model"][0].parameters())},
-            r"optimizer is AdamW over .*expected AdamW over \[\[\[16, 6\], \[16\]\]\]",
+            r"trained is .*'4.bias'\]\] in the file, expected \[\['0.weight', '0.bias'\]\]",
         ),
         (lambda run: run | {"scheduler": SCHEDULES["lambda"](run["optimizer"])}, "scheduler is none in the file"),
         (lambda run: run | {"generators": [torch.Generator()]}, "number of generators is 1 in the file, expected 2"),
-        (lambda run: run | {"batches": new_run(seed=5)["batches"]}, r'"seeds": \[1\].*expected .*"seeds": \[6\]'),
-        (lambda run: run | {"batches": list(run["batches"])[:2]}, '"steps an epoch": 5.*"steps an epoch": 2'),
-        (lambda run: run | {"patience": 3}, '"best kept": false'),
+        (lambda run: run | {"batches": new_run(seed=5)["batches"]}, r"seeds is \[1\] in the file, expected \[6\]"),
+        (lambda run: run | {"batches": list(run["batches"])[:2]}, "steps an epoch is 5 in the file, expected 2"),
+        (lambda run: run | {"patience": 3}, "best kept is false in the file, expected true"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_nothing_changes(tmp_path, change, message):
@@ -367,7 +372,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_nothing_changes(tmp_path, ch
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, broken):
+def test_a_write_that_fails_leaves_the_old_file_and_the_next_one_succeeds(tmp_path, monkeypatch, broken):
     file = tmp_path / "run"
     save_checkpoint(file, nn.Linear(2, 2))
     old = file.read_bytes()
@@ -375,10 +380,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def fails(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(os, broken, fails)
-    with pytest.raises(OSError, match="no space left"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(os, broken, fails)
         save_checkpoint(file, nn.Linear(2, 2))
     assert file.read_bytes() == old
+    save_checkpoint(file, nn.Linear(2, 2))
+    assert file.read_bytes() != old
     assert os.listdir(tmp_path) == ["run"]
 
 
@@ -392,9 +399,184 @@ def test_loading_for_use_leaves_the_random_numbers_alone(tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoilt():
     run = new_run()
     before = run["model"][0].weight.clone()
-    with pytest.raises(FloatingPointError, match="the loss is nan: look at the batch"):
+    with pytest.raises(FloatingPointError, match="loss nan, gradients not finite: look at the batch"):
         fit(**run | {"loss_fn": lambda model, batch: loss_fn(model, batch) * math.nan})
     assert torch.equal(run["model"][0].weight, before)
+
+
+class RootAtZero(torch.autograd.Function):
+    """The loss as it is, with a gradient that is not a number."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.nan
+
+
+@pytest.mark.parametrize("spoil", [lambda loss: loss * math.nan, RootAtZero.apply])
+def test_what_is_not_finite_leaves_parameters_and_buffers_and_the_checkpoint(tmp_path, spoil):
+    fit(**new_run() | {"epochs": 1}, checkpoint=tmp_path / "run")
+    good = (tmp_path / "run").read_bytes()
+    run, steps, before = new_run(), itertools.count(6), {}
+
+    def loss(model, batch):
+        bad = model.training and next(steps) == 10  # the last step of the second epoch
+        if bad:
+            before.update({name: t.clone() for name, t in model.state_dict().items()})
+        value = loss_fn(model, [batch[0] * math.nan, batch[1]] if bad else batch)
+        return spoil(loss_fn(model, batch) if bad and value.isnan() else value) if bad else value
+
+    with pytest.raises(FloatingPointError, match="gradients not finite"):
+        fit(**run | {"loss_fn": loss}, checkpoint=tmp_path / "run")
+    assert before
+    for name, tensor in run["model"].state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert (tmp_path / "run").read_bytes() == good
+
+
+def test_weights_that_the_last_step_spoilt_do_not_overwrite_the_checkpoint(tmp_path):
+    fit(**new_run("SGD") | {"epochs": 1}, checkpoint=tmp_path / "run")
+    good, run = (tmp_path / "run").read_bytes(), new_run("SGD")
+
+    def too_far(optimizer, *_):
+        if next(steps) == 10:
+            run["model"][0].weight.data.fill_(math.inf)
+
+    steps = itertools.count(6)
+    run["optimizer"].register_step_post_hook(too_far)
+    with pytest.raises(FloatingPointError, match="the last step made weights infinite"):
+        fit(**run, checkpoint=tmp_path / "run")
+    assert (tmp_path / "run").read_bytes() == good
+
+
+def test_frozen_parts_stay_frozen_and_a_model_in_eval_mode_trains():
+    run = new_run()
+    run["model"][1].eval()
+    before = run["model"][1].running_mean.clone()
+    fit(**run)
+    assert torch.equal(run["model"][1].running_mean, before)
+    run = new_run()
+    run["model"].eval()
+    assert fit(**run) == fit(**new_run())
+
+
+def test_only_what_is_trained_is_clipped():
+    run = new_run("SGD")
+    head = run["model"][4]
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    for _ in range(5):
+        torch.manual_seed(1)
+        train_step(run["model"], points(20), optimizer=optimizer, loss_fn=loss_fn, clip=1e-3)
+        assert math.hypot(*(p.grad.norm().item() for p in head.parameters())) == pytest.approx(1e-3, rel=1e-2)
+    for clip in (0, -1.0):
+        with pytest.raises(ValueError, match="clip must be a norm > 0"):
+            train_step(run["model"], points(20), optimizer=optimizer, loss_fn=loss_fn, clip=clip)
+
+
+@pytest.mark.parametrize("which", ["sampler", "validation", "shared"])
+def test_every_generator_of_the_loaders_is_saved_or_put_back(tmp_path, which):
+    def run(look=True):
+        found, g = new_run(), torch.Generator().manual_seed(3)
+        x, t = points(100)
+        train, val = TensorDataset(x[:70], t[:70]), TensorDataset(x[70:], t[70:])
+        if which == "sampler":
+            found["batches"] = DataLoader(train, 16, sampler=torch.utils.data.RandomSampler(train, generator=g))
+        if which == "validation":
+            found["val_batches"] = DataLoader(val, 7, shuffle=True, generator=g)
+        if which == "shared":
+            found["batches"] = DataLoader(train, 16, shuffle=True, generator=g)
+            found["val_batches"] = DataLoader(val, 7, shuffle=True, generator=g)
+        return found if look else found | {"val_batches": None}
+
+    through = run()
+    wanted = fit(**through)
+    assert fit(**run(look=False)).train_loss == wanted.train_loss
+    with pytest.raises(Killed):
+        fit(**run() | {"loss_fn": killed_at(13)}, checkpoint=tmp_path / "run")
+    resumed = run()
+    assert fit(**resumed, checkpoint=tmp_path / "run") == wanted
+    assert_equal(resumed, through)
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "message"),
+    [
+        ({"lr": 0.02}, "none", "lr of group 0 is 0.01 in the file, expected 0.02"),
+        ({"weight_decay": 0.3}, "cosine", "weight_decay of group 0 is 0.01 in the file, expected 0.3"),
+        ({}, "longer", "T_max of schedule is 25 in the file, expected 50"),
+    ],
+)
+def test_changed_settings_are_refused(tmp_path, settings, schedule, message):
+    first = "cosine" if schedule == "longer" else schedule
+    fit(**new_run(scheduler=SCHEDULES[first]) | {"epochs": 1}, checkpoint=tmp_path / "run")
+    run = new_run()
+    optimizer = torch.optim.AdamW(run["model"].parameters(), **{"lr": 0.01} | settings)
+    made = {"none": None, "cosine": SCHEDULES["cosine"], "longer": lambda o: lr_scheduler.CosineAnnealingLR(o, 50)}
+    scheduler = made[schedule](optimizer) if made[schedule] else None
+    with pytest.raises(CheckpointError, match=message):
+        fit(**run | {"optimizer": optimizer, "scheduler": scheduler}, checkpoint=tmp_path / "run")
+
+
+@pytest.mark.parametrize("schedule", ["none", "one cycle", "milestones", "warm restarts"])
+def test_the_same_objects_go_on_too(tmp_path, schedule):
+    """A cell that only calls fit again, after an interrupt, is no change of settings."""
+    run = new_run(scheduler=SCHEDULES[schedule])
+    with pytest.raises(Killed):
+        fit(**run | {"loss_fn": killed_at(13)}, checkpoint=tmp_path / "run")
+    assert fit(**run, checkpoint=tmp_path / "run") == fit(**new_run(scheduler=SCHEDULES[schedule]))
+
+
+def test_other_parts_of_a_schedule_or_another_order_of_parameters_are_refused(tmp_path):
+    run = new_run(scheduler=SCHEDULES["warm-up, then cosine"])
+    fit(**run | {"epochs": 1}, checkpoint=tmp_path / "run")
+    other = new_run()
+    three = lr_scheduler.SequentialLR(
+        other["optimizer"], [lr_scheduler.ConstantLR(other["optimizer"]) for _ in range(3)], milestones=[2, 4]
+    )
+    with pytest.raises(CheckpointError, match="SequentialLR, LinearLR, CosineAnnealingLR in the file"):
+        fit(**other | {"scheduler": three}, checkpoint=tmp_path / "run")
+    optimizer = torch.optim.AdamW(list(other["model"].parameters())[::-1])
+    with pytest.raises(CheckpointError, match="trained is"):
+        load_checkpoint(tmp_path / "run", other["model"], optimizer)
+
+
+def test_more_patience_goes_on_where_less_stopped(tmp_path):
+    run = new_run(patience=1) | {"epochs": 200}
+    assert fit(**run, checkpoint=tmp_path / "run").stopped
+    longer = new_run(patience=3) | {"epochs": 200}
+    history = fit(**longer, checkpoint=tmp_path / "run")
+    assert history.stopped
+    assert history == fit(**new_run(patience=3) | {"epochs": 200})
+
+
+def test_a_validation_loss_that_is_not_a_number_is_never_the_best():
+    history = History()
+    better = [history.close_epoch(loss) for loss in (math.nan, 0.5, math.nan, 0.4, 0.45)]
+    assert better == [False, True, False, True, False]
+    assert history.best_epoch == 4
+    history.close_epoch(0.5, patience=2)
+    assert history.stopped
+
+
+def test_a_stream_without_a_length_trains():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from zip(*points(32), strict=True)
+
+    history = fit(**new_run() | {"batches": DataLoader(Stream(), 16), "epochs": 3})
+    assert len(history.train_loss) == 6
+
+
+def test_what_a_checkpoint_cannot_hold_is_named(tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {1, 2}
+
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_checkpoint(tmp_path / "run", Extra(2, 2))
 
 
 def test_train_step_clips_as_torch_does():

@@ -2,11 +2,13 @@
 
 import copy
 import math
+import weakref
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmscratch.basis.train import looking
 from llmscratch.exercises.lesson import Lesson, Wrong, expect
 
 lesson = Lesson("CB12")
@@ -55,7 +57,7 @@ def _check_windows(answer):
             expect(part.tolist(), tokens[start : start + 3].tolist(), f"{name} of item {i} of {given}")
             if part.dtype != torch.int64:
                 raise Wrong(f"expected {name} to stay int64 for {given}, got {part.dtype}")
-    for i in (4, 100, -1):
+    for i in (4, 100, -1, -2):
         try:
             windows[i]
         except IndexError:
@@ -188,6 +190,13 @@ lesson.add(
 # 3 accumulation
 
 
+class _Kept:
+    """A tensor that a graph keeps for its backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
 def _check_accumulated(answer):
     for sizes in ((4, 4), (6, 3, 1), (10,)):
         given = f"pieces of {', '.join(map(str, sizes))} examples"
@@ -197,19 +206,31 @@ def _check_accumulated(answer):
         optimizer, other = (torch.optim.SGD(m.parameters(), lr=0.5, momentum=0.9) for m in (model, twin))
         forward_at_once = []
         model.register_forward_hook(lambda m, inputs, out, seen=forward_at_once: seen.append(len(out)))
+        alive, before = weakref.WeakSet(), []
+        model.register_forward_pre_hook(lambda m, inputs, alive=alive, seen=before: seen.append(len(alive)))
+
+        def keep(tensor, alive=alive):
+            kept = _Kept(tensor)
+            alive.add(kept)
+            return kept
+
         for step in (1, 2):
             other.zero_grad()
             loss = F.cross_entropy(twin(x), t)
             loss.backward()
             other.step()
-            got = answer(model, pieces, optimizer)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+                got = answer(model, pieces, optimizer)
             if isinstance(got, torch.Tensor):
                 raise Wrong(f"expected the loss as a float for {given}, got a tensor, which keeps its graph alive")
             expect(got, loss.item(), f"the loss of step {step} with {given}")
+            cleared = " (are old gradients cleared?)" if step == 2 else ""
             for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
-                _expect_tensor(p.detach(), q.detach(), f"{name} after step {step} with {given}")
+                _expect_tensor(p.detach(), q.detach(), f"{name} after step {step} with {given}{cleared}")
         if forward_at_once != list(sizes) * 2:
             raise Wrong(f"expected forward passes over {list(sizes) * 2} examples for {given}, got {forward_at_once}")
+        if any(before):
+            raise Wrong(f"expected no graph of an earlier piece to be alive when the next one starts, for {given}")
 
 
 def accumulated_step(model, pieces, optimizer):
@@ -276,6 +297,33 @@ def _all_at_once(model, pieces, optimizer):
     return loss.item()
 
 
+def _all_graphs(model, pieces, optimizer):
+    n = sum(len(t) for _, t in pieces)
+    optimizer.zero_grad()
+    loss = sum(F.cross_entropy(model(x), t, reduction="sum") / n for x, t in pieces)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _retained(model, pieces, optimizer):
+    n, losses = sum(len(t) for _, t in pieces), []
+    optimizer.zero_grad()
+    for x, t in pieces:
+        losses.append(F.cross_entropy(model(x), t, reduction="sum") / n)
+        losses[-1].backward(retain_graph=True)
+    optimizer.step()
+    return sum(loss.item() for loss in losses)
+
+
+def _never_zeroed(model, pieces, optimizer):
+    zero_grad, optimizer.zero_grad = optimizer.zero_grad, lambda: None
+    try:
+        return accumulated_step(model, pieces, optimizer)
+    finally:
+        optimizer.zero_grad = zero_grad
+
+
 lesson.add(
     3, 2, "A large batch in small pieces", check=_check_accumulated,
     hints=["backward() adds to .grad. Zero it once before the pieces, and step once after them.",
@@ -283,7 +331,9 @@ lesson.add(
            'F.cross_entropy(…, reduction="sum") gives the sum over a piece.'],
     solution=accumulated_step,
     wrong={_by_pieces: "pieces of 6, 3, 1", _undivided: "0.weight after step 1", _steps_each: "with pieces of 4, 4",
-           _zeroed_inside: "0.weight after step 1", _all_at_once: "forward passes over"},
+           _zeroed_inside: "0.weight after step 1", _all_at_once: "forward passes over",
+           _all_graphs: "no graph of an earlier piece", _retained: "no graph of an earlier piece",
+           _never_zeroed: "are old gradients cleared"},
 )  # fmt: skip
 
 
@@ -299,22 +349,21 @@ def _reference(model, batches, val_batches, optimizer, epochs):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        model.eval()
-        with torch.no_grad():
+        with looking(model):
             right = sum((model(x).argmax(dim=1) == t).sum().item() for x, t in val_batches)
-        model.train()
         shares.append(right / sum(len(t) for _, t in val_batches))
     return losses, shares
 
 
 def _check_mended(answer):
-    given = "a small network with dropout and batch norm"
+    given = "a small network with dropout and a batch norm frozen in eval mode"
     x, t = _points(60)
     batches = list(zip(x[:40].split(10), t[:40].split(10), strict=True))
     val_batches = list(zip(x[40:].split(17), t[40:].split(17), strict=True))  # 17 and 3
     runs = []
     for loop in (_reference, answer):
         model = _network(seed=1, dropout=0.3)
+        model[1].eval()
         graphs = []
 
         def watch(m, inputs, out, graphs=graphs):
@@ -342,8 +391,9 @@ def _check_mended(answer):
     if not evaluating or any(evaluating):
         raise Wrong(f"expected every look at the validation data in eval mode and without a graph, for {given}")
     expect([float(share) for share in my_shares], shares, f"the shares right, on batches of 17 and 3, of {given}")
-    if not my_model.training:
-        raise Wrong(f"expected the modules to be in train mode again at the end, for {given}")
+    for name, module in my_model.named_modules():
+        if module.training != (name != "1"):
+            raise Wrong(f"expected module {name or 'model'!r} in the mode it was in at the start, for {given}")
 
 
 def mended(model, batches, val_batches, optimizer, epochs):
@@ -355,10 +405,8 @@ def mended(model, batches, val_batches, optimizer, epochs):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        model.eval()
-        with torch.no_grad():
+        with looking(model):  # puts back the mode of every module
             hits = [(model(x).argmax(dim=1) == t).float() for x, t in val_batches]
-        model.train()
         shares.append(torch.cat(hits).mean().item())
     return losses, shares
 
@@ -377,11 +425,15 @@ def _with(**bugs):
                 loss.backward()
                 optimizer.step()
                 losses.append(loss if "graph" in bugs else loss.item())
+            modes = {module: module.training for module in model.modules()}
             model.eval()
             with torch.set_grad_enabled("grad" in bugs):
                 hits = [(model(x).argmax(dim=1) == t).float() for x, t in val_batches]
-            if "mode" not in bugs:
+            if "thaw" in bugs:
                 model.train()
+            elif "mode" not in bugs:
+                for module, mode in modes.items():
+                    module.training = mode
             share = sum(h.mean() for h in hits) / len(hits) if "mean" in bugs else torch.cat(hits).mean()
             shares.append(share.item())
         return losses, shares
@@ -393,11 +445,12 @@ lesson.add(
     4, 2, "A loop with six bugs", check=_check_mended,
     hints=["Two bugs are around the loss: what does cross_entropy expect, and what does backward() do to .grad?",
            "Two are about graphs: what does a loss tensor in a list keep alive, and what does a look need none of?",
-           "Two are at the epoch's end: in which mode is the next epoch, and what does the small last batch weigh?"],
+           "Two are at the epoch's end: which mode did each module have before the look (see `looking`)? And what "
+           "does the small last batch weigh?"],
     solution=mended,
     wrong={_with(softmax=1): "cross_entropy wants logits", _with(zero=1): "which gradients",
            _with(graph=1): "as floats", _with(grad=1): "without a graph", _with(mode=1): "in which mode",
-           _with(mean=1): "batches of 17 and 3"},
+           _with(thaw=1): "in which mode", _with(mean=1): "batches of 17 and 3"},
 )  # fmt: skip
 
 
@@ -405,15 +458,18 @@ lesson.add(
 
 
 def _check_ema(answer):
-    given = "a network with batch norm, decay 0.9"
+    for decay in (0.9, 0.5):
+        _check_ema_at(answer, decay)
+
+
+def _check_ema_at(answer, decay):
+    given = f"a network with batch norm, decay {decay}"
     model = _network(seed=2, dropout=0.2)
-    ema = answer(model, 0.9)
+    ema = answer(model, decay)
     if not isinstance(getattr(ema, "model", None), nn.Module):
         raise Wrong("expected ema.model to be the averaged copy, an nn.Module")
     if ema.model is model or any(a is b for a, b in zip(ema.model.parameters(), model.parameters(), strict=True)):
         raise Wrong("expected ema.model to be a copy; it shares its parameters with the model")
-    if any(module.training for module in ema.model.modules()):
-        raise Wrong("expected ema.model in eval mode")
     if any(p.requires_grad for p in ema.model.parameters()):
         raise Wrong("expected ema.model's parameters not to require gradients")
     wanted = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -423,13 +479,19 @@ def _check_ema(answer):
         optimizer.zero_grad()
         F.cross_entropy(model(x), t).backward()
         optimizer.step()
+        model[3].train(step < 3)  # from step 3 on its dropout is frozen
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        modes = [module.training for module in model.modules()]
         ema.update(model)
+        if any(module.training for module in ema.model.modules()):
+            raise Wrong(f"expected ema.model in eval mode after update {step}")
+        if [module.training for module in model.modules()] != modes:
+            raise Wrong("expected update to leave each of the model's modules in its mode")
         for name, tensor in model.state_dict().items():
             if not torch.equal(tensor, before[name]):
                 raise Wrong(f"expected update to leave the model as it is, but it changed {name}")
         for name, p in model.named_parameters():
-            wanted[name] = 0.9 * wanted[name] + 0.1 * p.detach()
+            wanted[name] = decay * wanted[name] + (1 - decay) * p.detach()
             got = ema.model.get_parameter(name).detach()
             _expect_tensor(got, wanted[name], f"{name} after update {step} of {given}")
         for name, b in model.named_buffers():
@@ -437,8 +499,8 @@ def _check_ema(answer):
             _expect_tensor(got, b, f"the buffer {name} after update {step} of {given}")
             if got.dtype != b.dtype:
                 raise Wrong(f"expected the buffer {name} to stay {b.dtype}, got {got.dtype}")
-    if not model.training:
-        raise Wrong("expected the model to stay in train mode")
+            if got.data_ptr() == b.data_ptr():
+                raise Wrong(f"expected the buffer {name} to be copied; it is the model's own tensor")
 
 
 class EMA:
@@ -475,6 +537,26 @@ class _TurnedAround(EMA):
             mean.lerp_(p, self.decay)
 
 
+class _SharedBuffers(EMA):
+    @torch.no_grad()
+    def update(self, model):
+        super().update(model)
+        for kept, module in zip(self.model.modules(), model.modules(), strict=True):
+            kept._buffers.update(module._buffers)
+
+
+class _OneDecay(EMA):
+    def __init__(self, model, decay):
+        super().__init__(model, 0.9)
+
+
+class _Trains(EMA):
+    @torch.no_grad()
+    def update(self, model):
+        super().update(model)
+        model.train()
+
+
 class _TrainMode(EMA):
     def __init__(self, model, decay):
         self.model, self.decay = copy.deepcopy(model).requires_grad_(False), decay
@@ -487,5 +569,5 @@ lesson.add(
            "Walk buffers() of both models in parallel and copy_ them."],
     solution=EMA,
     wrong={_Alias: "shares its parameters", _NoBuffers: "the buffer", _TurnedAround: "after update 1",
-           _TrainMode: "in eval mode"},
+           _TrainMode: "in eval mode", _SharedBuffers: "to be copied", _OneDecay: "decay 0.5", _Trains: "in its mode"},
 )  # fmt: skip

@@ -87,10 +87,10 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019): tokens (B, T) to logits (B, T, V); T may be anything up to the context.
 
-    Weights are drawn with `generator`: N(0, 0.02²), and N(0, 0.02²/2L) where a branch joins the residual stream.
+    Weights are drawn with `generator`: N(0, std²), and N(0, std²/2L) where a branch joins the residual stream.
     """
 
-    def __init__(self, config, generator=None):
+    def __init__(self, config, generator=None, std=0.02):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.d_model)  # its transpose is the head, too
@@ -103,7 +103,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(p)
             elif p.ndim == 2:  # LayerNorms start at 1
                 joins = name.endswith("proj.weight")
-                nn.init.normal_(p, std=0.02 / ((2 * config.n_layer) ** 0.5 if joins else 1), generator=generator)
+                nn.init.normal_(p, std=std / ((2 * config.n_layer) ** 0.5 if joins else 1), generator=generator)
 
     def forward(self, tokens):
         """Logits (B, T, V) for token ids (B, T). ValueError for another shape, too many tokens, or unknown ids."""

@@ -54,12 +54,12 @@ def bard(seed: int) -> tuple[float, float]:
     alphabet = {character: i for i, character in enumerate(sorted(set("".join(works.values()))))}
     texts = "".join(t for name, t in works.items() if name not in held_out), "".join(works[name] for name in held_out)
     train, val = (torch.tensor([alphabet[character] for character in text]) for text in texts)
-    model = GPT(GPTConfig(len(alphabet), 64, 4, 4, 128), torch.Generator().manual_seed(seed))
-    optimizer, scheduler = space["optimizer_and_schedule"](model, lr=4e-3, steps=700)
+    model = GPT(GPTConfig(len(alphabet), 64, 4, 4, 128), torch.Generator().manual_seed(seed), std=0.05)
+    optimizer, scheduler = space["optimizer_and_schedule"](model, lr=4e-3, steps=500)
     batches = space["RandomWindows"](train, 12, 64, 100, torch.Generator().manual_seed(seed + 1))
     start = time.perf_counter()
     history = fit(
-        model, batches, optimizer=optimizer, loss_fn=space["loss_fn"], epochs=7, scheduler=scheduler, clip=1.0,
+        model, batches, optimizer=optimizer, loss_fn=space["loss_fn"], epochs=5, scheduler=scheduler, clip=1.0,
         val_batches=space["every_window"](val, 64, 64, 4), progress=False,
     )  # fmt: skip
     return history.val_loss[-1], time.perf_counter() - start
