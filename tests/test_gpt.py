@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from llmscratch.kit.packages import DataUnavailable
-from llmscratch.scientist.gpt import GPT, GPTConfig
+from llmscratch.scientist.gpt import GPT, GPTConfig, from_pretrained, from_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +50,7 @@ sizes = st.builds(
 @given(sizes, st.integers(0, 1000))
 def test_logits_loss_and_gradients_are_those_of_transformers(config, seed):
     theirs = transformers_gpt2(config, seed)
-    ours = GPT.from_state_dict(theirs.state_dict(), config.n_head)
+    ours = from_state_dict(theirs.state_dict(), config.n_head)
     assert ours.config == config
     tokens = ids(config, 2, config.context, seed)
     our_logits, their_logits = ours(tokens), theirs(tokens).logits
@@ -61,7 +61,7 @@ def test_logits_loss_and_gradients_are_those_of_transformers(config, seed):
     torch.testing.assert_close(ours.loss(tokens, targets), loss, rtol=1e-4, atol=1e-5)
     ours.loss(tokens, targets).backward()
     loss.backward()
-    expected = GPT.from_state_dict(  # the gradients take the same way as the weights
+    expected = from_state_dict(  # the gradients take the same way as the weights
         {name: p.grad for name, p in theirs.named_parameters()}, config.n_head
     )
     for (name, p), q in zip(ours.named_parameters(), expected.parameters(), strict=True):
@@ -92,7 +92,7 @@ def test_operations_by_formula_are_those_counted(T):
 @pytest.mark.parametrize("seed", range(5))
 def test_greedy_text_is_that_of_transformers(seed):
     theirs = transformers_gpt2(SMALL, seed)
-    ours = GPT.from_state_dict(theirs.state_dict(), 4)
+    ours = from_state_dict(theirs.state_dict(), 4)
     start = ids(SMALL, 3, 2, seed)
     expected = theirs.generate(start, max_new_tokens=14, do_sample=False, pad_token_id=0)
     assert torch.equal(ours.generate(start, 14, temperature=0), expected)
@@ -101,14 +101,14 @@ def test_greedy_text_is_that_of_transformers(seed):
 def test_weights_with_and_without_a_head_and_with_stored_masks():
     headed = transformers_gpt2(SMALL)
     bare = transformers_gpt2(SMALL, kind=GPT2Model)
-    want = GPT.from_state_dict(headed.state_dict(), 4)(ids(SMALL, 1, 9))
-    assert torch.equal(GPT.from_state_dict(bare.state_dict(), 4)(ids(SMALL, 1, 9)), want)
+    want = from_state_dict(headed.state_dict(), 4)(ids(SMALL, 1, 9))
+    assert torch.equal(from_state_dict(bare.state_dict(), 4)(ids(SMALL, 1, 9)), want)
     old = dict(headed.state_dict())
     old |= {
         "transformer.h.0.attn.bias": torch.ones(1, 1, 16, 16).tril(),
         "transformer.h.0.attn.masked_bias": torch.ones(()),
     }
-    assert torch.equal(GPT.from_state_dict(old, 4)(ids(SMALL, 1, 9)), want)
+    assert torch.equal(from_state_dict(old, 4)(ids(SMALL, 1, 9)), want)
 
 
 def test_weights_that_do_not_fit_are_refused():
@@ -117,22 +117,22 @@ def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(
         ValueError, match=r"do not fit a GPT-2 of 2 blocks, 32 wide: .*Missing key.*h\.1\.mlp\.c_fc\.bias"
     ):
-        GPT.from_state_dict(without, 4)
+        from_state_dict(without, 4)
     with pytest.raises(ValueError, match=r"Unexpected key.*score\.weight"):
-        GPT.from_state_dict(weights | {"score.weight": torch.ones(2, 32)}, 4)
+        from_state_dict(weights | {"score.weight": torch.ones(2, 32)}, 4)
     with pytest.raises(ValueError, match="untied head"):
-        GPT.from_state_dict(weights | {"lm_head.weight": weights["lm_head.weight"] + 1}, 4)
+        from_state_dict(weights | {"lm_head.weight": weights["lm_head.weight"] + 1}, 4)
     with pytest.raises(ValueError, match="not the weights of a GPT-2, which has wte.weight"):
-        GPT.from_state_dict({"a": torch.ones(1)}, 4)
+        from_state_dict({"a": torch.ones(1)}, 4)
     with pytest.raises(ValueError, match="32 cannot be shared among 5 heads"):
-        GPT.from_state_dict(weights, 5)
+        from_state_dict(weights, 5)
 
 
 def test_a_folder_of_transformers_is_read(tmp_path):
     theirs = transformers_gpt2(SMALL)
     theirs.save_pretrained(tmp_path)
     tokens = ids(SMALL, 2, 16)
-    assert torch.equal(GPT.from_pretrained(tmp_path)(tokens), GPT.from_state_dict(theirs.state_dict(), 4)(tokens))
+    assert torch.equal(from_pretrained(tmp_path)(tokens), from_state_dict(theirs.state_dict(), 4)(tokens))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_folder_of_transformers_is_read(tmp_path):
 def test_a_gpt2_with_other_options_is_refused(tmp_path, option):
     transformers_gpt2(SMALL, **option).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is no GPT-2 that fits: its "):
-        GPT.from_pretrained(tmp_path)
+        from_pretrained(tmp_path)
 
 
 def test_another_architecture_is_refused(tmp_path):
@@ -149,7 +149,7 @@ def test_another_architecture_is_refused(tmp_path):
 
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is no GPT-2 that fits: its model_type is 'bert'"):
-        GPT.from_pretrained(tmp_path)
+        from_pretrained(tmp_path)
 
 
 def spoil(weights, how):
@@ -175,28 +175,28 @@ def test_a_folder_whose_weights_are_not_whole_is_refused_not_filled_up(tmp_path,
     file = tmp_path / "model.safetensors"
     save_file(spoil(load_file(file), how), file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=message):
-        GPT.from_pretrained(tmp_path)
+        from_pretrained(tmp_path)
 
 
 def test_a_folder_without_weights_or_with_broken_ones_says_so(tmp_path):
     theirs = transformers_gpt2(SMALL)
     theirs.config.save_pretrained(tmp_path)
     with pytest.raises(DataUnavailable, match="could not be had .*safetensors"):
-        GPT.from_pretrained(tmp_path)
+        from_pretrained(tmp_path)
     theirs.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(DataUnavailable, match="could not be had"):
-        GPT.from_pretrained(tmp_path)
+        from_pretrained(tmp_path)
 
 
 HUB = """
 import time
 time.sleep = lambda seconds: None  # the Hub's client waits between its tries
 from llmscratch.kit.packages import DataUnavailable
-from llmscratch.scientist.gpt import GPT
+from llmscratch.scientist.gpt import from_pretrained
 try:
-    GPT.from_pretrained("gpt2")
+    from_pretrained("gpt2")
 except DataUnavailable as error:
     print(error)
 """

@@ -279,7 +279,7 @@ def _check_logit_lens(answer):
         model.train(training)
         given = f"{n_layer} blocks and {T + 1} tokens, a model in {'training' if training else 'evaluation'} mode"
         _close(_plain(answer(model, _ids(T + 1)), given), want, given)
-        if model.training != training:
+        if {module.training for module in model.modules()} != {training}:
             raise Wrong(f"expected the model's mode to be as before for {given}")
 
 
@@ -299,35 +299,11 @@ def logit_lens(model, ids):
 
 
 @torch.no_grad()
-def _with_the_models_dropout(model, ids):
-    tokens, targets = ids[:-1], ids[1:]
-    x = model.wte(tokens) + model.wpe.weight[: len(tokens)]
-    heights = [x]
-    for block in model.h:
-        x = block(x[None])[0]
-        heights.append(x)
-    logits = F.linear(model.ln_f(torch.stack(heights)), model.wte.weight)  # (L + 1, T, V)
-    return logits.softmax(-1)[:, torch.arange(len(tokens)), targets]
-
-
-@torch.no_grad()
-def _no_final_norm(model, ids):
-    x = model.wte(ids[:-1]) + model.wpe.weight[: len(ids) - 1]
-    heights = [x] + [x := block(x[None])[0] for block in model.h]
-    p = (torch.stack(heights) @ model.wte.weight.T).softmax(-1)
-    return p[:, torch.arange(len(ids) - 1), ids[1:]]
-
-
-@torch.no_grad()
-def _no_first_height(model, ids):
-    return logit_lens(model, ids)[1:]
-
-
-@torch.no_grad()
-def _forgets_positions(model, ids):
-    x = model.wte(ids[:-1])
-    heights = [x] + [x := block(x[None])[0] for block in model.h]
-    p = F.linear(model.ln_f(torch.stack(heights)), model.wte.weight).softmax(-1)
+def _in_its_own_mode(model, ids, norm=True, positions=1):
+    """Right but for the mode, and for what the arguments leave out."""
+    x = model.wte(ids[:-1]) + positions * model.wpe.weight[: len(ids) - 1]
+    heights = torch.stack([x] + [x := block(x[None])[0] for block in model.h])
+    p = F.linear(model.ln_f(heights) if norm else heights, model.wte.weight).softmax(-1)
     return p[:, torch.arange(len(ids) - 1), ids[1:]]
 
 
@@ -337,7 +313,9 @@ lesson.add(
            "torch.stack the heights to (L + 1, T, C); ln_f and the head work on all at once. Pick each next token."],
     solution=logit_lens,
     wrong={
-        _no_final_norm: "blocks and", _no_first_height: "the shape of the result", _forgets_positions: "blocks and",
-        _with_the_models_dropout: "training mode",
+        _in_its_own_mode: "training mode",
+        (lambda model, ids: _in_its_own_mode(model, ids, norm=False)): "blocks and",
+        (lambda model, ids: _in_its_own_mode(model, ids, positions=0)): "blocks and",
+        (lambda model, ids: logit_lens(model, ids)[1:]): "the shape of the result",
     },
 )  # fmt: skip

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from llmscratch.kit.packages import DataUnavailable
 from llmscratch.scientist.attention import MultiHeadAttention
 
-__all__ = ["Block", "GPT", "GPTConfig", "MLP"]
+__all__ = ["Block", "GPT", "GPTConfig", "MLP", "from_pretrained", "from_state_dict"]
 
 
 @dataclass(frozen=True)
@@ -149,52 +149,52 @@ class GPT(nn.Module):
                 module.training = mode
         return tokens
 
-    @classmethod
-    def from_state_dict(cls, weights, n_head):
-        """A GPT with the weights (name to tensor) of a GPT-2 of transformers, with or without its language-model head.
 
-        Every size but n_head stands in the shapes; what does not is GPT-2's: tanh GELU, ε = 1e-5, scores over √d.
-        ValueError when tensors are missing, left over, or of another shape.
-        """
-        given = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-        if not {"wte.weight", "wpe.weight"} <= given.keys():
-            raise ValueError("these are not the weights of a GPT-2, which has wte.weight and wpe.weight among them")
-        if not torch.equal(given.pop("lm_head.weight", given["wte.weight"]), given["wte.weight"]):
-            raise ValueError("lm_head.weight differs from wte.weight: an untied head does not fit this model")
-        (V, C), context = given["wte.weight"].shape, len(given["wpe.weight"])
-        n_layer = len({name.split(".")[1] for name in given if name.startswith("h.")})
-        model = cls(GPTConfig(V, context, n_layer, n_head, C))
-        ours = {}
-        for name, tensor in given.items():
-            if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-                tensor = tensor.T  # Conv1D keeps (in, out), Linear (out, in)
-            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks, which old files store
-                ours[name.replace("attn.c_attn", "attn.qkv").replace("attn.c_proj", "attn.proj")] = tensor
-        try:
-            model.load_state_dict(ours)
-        except RuntimeError as error:
-            told = " ".join(str(error).split()[6:])  # without "Error(s) in loading state_dict for GPT:"
-            raise ValueError(f"these weights do not fit a GPT-2 of {n_layer} blocks, {C} wide: {told}") from None
-        return model
+def from_state_dict(weights, n_head):
+    """A GPT with the weights (name to tensor) of a GPT-2 of transformers, with or without its language-model head.
 
-    @classmethod
-    def from_pretrained(cls, name="gpt2"):
-        """A GPT-2 from a folder that transformers saved, or by its name on the Hugging Face Hub; safetensors only.
+    Every size but n_head stands in the shapes; what does not is GPT-2's: tanh GELU, ε = 1e-5, scores over √d.
+    ValueError when tensors are missing, left over, or of another shape.
+    """
+    given = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    if not {"wte.weight", "wpe.weight"} <= given.keys():
+        raise ValueError("these are not the weights of a GPT-2, which has wte.weight and wpe.weight among them")
+    if not torch.equal(given.pop("lm_head.weight", given["wte.weight"]), given["wte.weight"]):
+        raise ValueError("lm_head.weight differs from wte.weight: an untied head does not fit this model")
+    (V, C), context = given["wte.weight"].shape, len(given["wpe.weight"])
+    n_layer = len({name.split(".")[1] for name in given if name.startswith("h.")})
+    model = GPT(GPTConfig(V, context, n_layer, n_head, C))
+    ours = {}
+    for name, tensor in given.items():
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            tensor = tensor.T  # Conv1D keeps (in, out), Linear (out, in)
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # causal masks, which old files store
+            ours[name.replace("attn.c_attn", "attn.qkv").replace("attn.c_proj", "attn.proj")] = tensor
+    try:
+        model.load_state_dict(ours)
+    except RuntimeError as error:
+        told = " ".join(str(error).split()[6:])  # without "Error(s) in loading state_dict for GPT:"
+        raise ValueError(f"these weights do not fit a GPT-2 of {n_layer} blocks, {C} wide: {told}") from None
+    return model
 
-        DataUnavailable when it cannot be had, ValueError when it is another architecture or its weights are not whole.
-        """
-        from transformers import AutoConfig, GPT2Config, utils  # here: it takes seconds to import
 
-        options = "activation_function layer_norm_epsilon scale_attn_weights scale_attn_by_inverse_layer_idx"
-        try:
-            about, usual = AutoConfig.from_pretrained(name), GPT2Config()
-            for option in ["model_type", *options.split()]:
-                if getattr(about, option, None) != getattr(usual, option):
-                    raise ValueError(f"{name} is no GPT-2 that fits: its {option} is {getattr(about, option, None)!r}")
-            weights = load_file(utils.cached_file(name, "model.safetensors"))
-        except (OSError, SafetensorError) as error:
-            raise DataUnavailable(
-                f"asked for the GPT-2 {name!r} from a folder or the Hugging Face Hub; it could not be had ({error}). "
-                "Name a folder that transformers saved, or train a GPT of your own: no lesson needs the Hub."
-            ) from error
-        return cls.from_state_dict(weights, about.n_head)
+def from_pretrained(name="gpt2"):
+    """A GPT-2 from a folder that transformers saved, or by its name on the Hugging Face Hub; safetensors only.
+
+    DataUnavailable when it cannot be had, ValueError when it is another architecture or its weights are not whole.
+    """
+    from transformers import AutoConfig, GPT2Config, utils  # here: it takes seconds to import
+
+    options = "activation_function layer_norm_epsilon scale_attn_weights scale_attn_by_inverse_layer_idx"
+    try:
+        about, usual = AutoConfig.from_pretrained(name), GPT2Config()
+        for option in ["model_type", *options.split()]:
+            if getattr(about, option, None) != getattr(usual, option):
+                raise ValueError(f"{name} is no GPT-2 that fits: its {option} is {getattr(about, option, None)!r}")
+        weights = load_file(utils.cached_file(name, "model.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise DataUnavailable(
+            f"asked for the GPT-2 {name!r} from a folder or the Hugging Face Hub; it could not be had ({error}). "
+            "Name a folder that transformers saved, or train a GPT of your own: no lesson needs the Hub."
+        ) from error
+    return from_state_dict(weights, about.n_head)
