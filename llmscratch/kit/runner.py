@@ -139,7 +139,10 @@ def _kernel_name(nb: dict) -> str:
 
 @contextlib.contextmanager
 def _signals():
-    """Turn the first signal to stop into KeyboardInterrupt; ignore the rest, so that cleaning up is not broken off."""
+    """Turn the first signal to stop into KeyboardInterrupt; ignore the rest, so that cleaning up is not broken off.
+
+    After a signal they stay ignored: a second Ctrl-C may come as late as the interpreter's own end.
+    """
     received: list[int] = []
 
     def stop(number, frame):
@@ -157,7 +160,7 @@ def _signals():
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if received else handler)
 
 
 class _Client(PapermillNotebookClient):
