@@ -6,9 +6,11 @@ from llmscratch.kit.packages import DataUnavailable
 from llmscratch.kit.paths import asset_file, data_file
 from llmscratch.kit.pictures import show, use_style
 from llmscratch.kit.proofs import Race, holds, race, race_apart, same
+from llmscratch.kit.stories import almanac, instructions, stories, tinystories
 from llmscratch.kit.texts import shakespeare
 
 __all__ = [
-    "DataUnavailable", "Digits", "Race", "asset_file", "data_file", "device", "holds", "mnist", "race", "race_apart",
-    "same", "scale", "seed_everything", "shakespeare", "show", "use_style",
+    "DataUnavailable", "Digits", "Race", "almanac", "asset_file", "data_file", "device", "holds", "instructions",
+    "mnist", "race", "race_apart", "same", "scale", "seed_everything", "shakespeare", "show", "stories",
+    "tinystories", "use_style",
 ]  # fmt: skip
