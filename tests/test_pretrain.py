@@ -1,0 +1,528 @@
+"""Pretraining: a run that neither a kill, a full disk, a damaged file nor a second process can spoil."""
+
+import functools
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from llmscratch.basis.train import CheckpointError
+from llmscratch.kit import DataUnavailable, asset_file, stories
+from llmscratch.scientist import pretrain as module
+from llmscratch.scientist.gpt import GPT, GPTConfig
+from llmscratch.scientist.pretrain import (
+    Batches,
+    Recipe,
+    checkpoints,
+    encode,
+    hub_source,
+    nats,
+    pretrain,
+    rows,
+    story_bits,
+    story_source,
+    train_step,
+)
+from llmscratch.scientist.stories import World
+from llmscratch.scientist.storyteller import load_model, save_model, storyteller, tell
+from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
+
+TINY = Recipe(
+    n_layer=2, n_head=2, d_model=16, context=40, batch=4, micro=4, steps=12, lr=3e-3, warmup=3, bf16=False
+)  # fmt: skip
+V = 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def documents(n=50):
+    """Documents of 3 to 39 random ids."""
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, V, draw.integers(3, 40)).astype(np.uint16) for _ in range(n)]
+
+
+def run(folder=None, recipe=TINY, **options):
+    model = recipe.model(V)
+    batches = Batches(lambda epoch: documents(), recipe.batch, recipe.seed)
+    return model, pretrain(recipe, batches, model, folder=folder, progress=False, **options)
+
+
+def same_weights(a, b):
+    return all(torch.equal(a.state_dict()[name], tensor) for name, tensor in b.state_dict().items())
+
+
+def losses(log):
+    return [entry["loss"] for entry in log]
+
+
+# Batches
+
+
+def test_a_batch_depends_on_the_step_alone():
+    source = lambda epoch: documents() if epoch % 2 == 0 else documents()[::-1]
+    straight, jumping = Batches(source, 4, seed=3), Batches(source, 4, seed=3)
+    in_order = [[ids.tolist() for ids in straight[step]] for step in range(30)]
+    for step in (29, 0, 13, 12, 11, 25):
+        assert [ids.tolist() for ids in jumping[step]] == in_order[step]
+    other = Batches(source, 4, seed=4)
+    assert [ids.tolist() for ids in other[0]] != in_order[0]
+
+
+def test_an_epoch_meets_each_document_at_most_once_and_like_lengths_together():
+    batches = Batches(lambda epoch: documents(), 4, pool=100)
+    seen = [id(ids) for step in range(len(batches.order)) for ids in batches[step]]
+    assert len(seen) == len(set(seen)) == 48
+    assert max(max(map(len, b)) - min(map(len, b)) for b in (batches[s] for s in range(12))) < 8
+    with pytest.raises(ValueError, match="50 documents do not fill one batch of 51"):
+        Batches(lambda epoch: documents(), 51)
+
+
+def test_rows_pad_and_leave_the_padding_out():
+    tokens, targets = rows([np.array([1, 2, 3], np.uint16), np.array([4, 5], np.uint16)])
+    assert tokens.tolist() == [[1, 2], [4, 0]] and targets.tolist() == [[2, 3], [5, -100]]
+    model = TINY.model(V)
+    together = nats(model, documents()[:7])
+    alone = torch.cat([nats(model, [ids]) for ids in documents()[:7]])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_encode_begins_ends_and_cuts():
+    tokenizer = storyteller_tokenizer()
+    text = stories("validation")[0].text
+    (whole,) = encode([text], tokenizer, 384)
+    assert whole.dtype == np.uint16 and whole[0] == whole[-1] == 2044 and tokenizer.decode(whole[1:-1].tolist()) == text
+    pieces = encode([text], tokenizer, 50)
+    assert max(map(len, pieces)) == 51 and all(a[-1] == b[0] for a, b in itertools.pairwise(pieces))
+    assert np.concatenate([pieces[0], *(piece[1:] for piece in pieces[1:])]).tolist() == whole.tolist()
+
+
+# The recipe
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [{"batch": 0}, {"micro": 0}, {"steps": 0}, {"lr": 0.0}, {"lr": math.nan}, {"clip": -1.0}, {"warmup": 3_000, "steps": 3_000},
+     {"warmup": -1}, {"floor": 1.5}, {"floor": -0.1}],
+)  # fmt: skip
+def test_an_unfit_recipe_is_refused(unfit):
+    with pytest.raises(ValueError, match=next(iter(unfit))):
+        Recipe(**unfit)
+
+
+def test_the_learning_rate_climbs_in_a_line_and_falls_along_a_cosine():
+    recipe = Recipe(steps=1_000, warmup=100, lr=2.0, floor=0.1)
+    rates = [recipe.lr_at(step) for step in range(1_000)]
+    assert rates[0] == pytest.approx(0.02) and rates[99] == rates[100] == 2.0
+    np.testing.assert_allclose(np.diff(rates[:100]), 0.02, rtol=1e-9)
+    assert rates[550] == pytest.approx(2.0 * (0.1 + 0.9 / 2)) and recipe.lr_at(1_000) == pytest.approx(0.2)
+    assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 900, eta_min=0.2)
+    for step in range(100, 1_000):
+        assert rates[step] == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step(), theirs.step()
+    assert Recipe(steps=10, warmup=0).lr_at(0) == Recipe().lr
+
+
+def test_matrices_decay_and_the_rest_does_not():
+    model = TINY.model(V)
+    groups = TINY.optimizer(model).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    decaying, resting = ({names[id(p)] for p in group["params"]} for group in groups)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert decaying | resting == set(names.values()) and not decaying & resting
+    assert all(name.endswith("bias") or "ln" in name for name in resting)
+    assert not any(name.endswith("bias") or "ln" in name for name in decaying)
+    assert groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_a_recipe_makes_the_same_model_again():
+    assert same_weights(TINY.model(V), TINY.model(V))
+    assert not same_weights(TINY.model(V), replace(TINY, seed=1).model(V))
+    assert TINY.model(V).wte.weight.std().item() == pytest.approx(0.02 * math.sqrt(768 / 16), rel=0.1)
+
+
+# The step
+
+
+@pytest.mark.parametrize("micro", [1, 3, 5])
+def test_a_batch_in_pieces_is_the_batch(micro):
+    found = {}
+    for m in (micro, 11):
+        recipe, torch_model = replace(TINY, batch=11, micro=m, clip=1e9), TINY.model(V)
+        loss, norm = train_step(torch_model, recipe.optimizer(torch_model), documents()[:11], recipe, 1e-3)
+        found[m] = loss, norm, torch.cat([p.grad.flatten() for p in torch_model.parameters()])
+    assert found[micro][0] == pytest.approx(found[11][0], rel=1e-6)
+    assert found[micro][1] == pytest.approx(found[11][1], rel=1e-5)
+    assert (found[micro][2] - found[11][2]).norm() < 1e-5 * found[11][2].norm()
+
+
+def test_a_step_is_adamw_on_the_clipped_gradient_of_the_mean():
+    ours, theirs = TINY.model(V), TINY.model(V)
+    recipe = replace(TINY, clip=0.5)
+    optimizer, reference = recipe.optimizer(ours), recipe.optimizer(theirs)
+    for step in range(3):
+        batch = documents()[4 * step : 4 * step + 4]
+        loss, norm = train_step(ours, optimizer, batch, recipe, lr=2e-3)
+        tokens, targets = rows(batch)
+        expected = theirs.loss(tokens, targets)
+        reference.zero_grad()
+        expected.backward()
+        expected_norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        for group in reference.param_groups:
+            group["lr"] = 2e-3
+        reference.step()
+        assert loss == pytest.approx(expected.item(), rel=1e-5) and norm == pytest.approx(expected_norm.item(), rel=1e-4)
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(p, theirs.get_parameter(name), rtol=1e-3, atol=2e-5)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights():
+    model = TINY.model(V)
+    with torch.no_grad():
+        model.ln_f.weight[0] = math.inf
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="loss nan"):
+        train_step(model, TINY.optimizer(model), documents()[:4], TINY, 1e-3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_bf16_gives_nearly_the_same_loss_and_float32_weights():
+    model = TINY.model(V)
+    exact, rough = story_bits(model, documents()[:8]), story_bits(model, documents()[:8], bf16=True)
+    np.testing.assert_allclose(rough, exact, rtol=0.02)
+    train_step(model, TINY.optimizer(model), documents()[:4], replace(TINY, bf16=True), 1e-3)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+# Stopping and going on
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path):
+    model, log = run(tmp_path / "one")
+
+    class Stop(BaseException):
+        pass
+
+    def stop(step, model):
+        if step == 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(tmp_path / "two", save_every=5, look=stop, look_every=1)
+    assert [path.name for path in checkpoints(tmp_path / "two")] == ["step_0000005.safetensors"]
+    resumed, log_resumed = run(tmp_path / "two", save_every=5)
+    assert same_weights(resumed, model) and losses(log_resumed) == losses(log) and len(log) == 12
+    assert [entry["step"] for entry in log_resumed] == list(range(1, 13))
+    again, log_again = run(tmp_path / "two")  # a run that is finished has nothing left to do
+    assert same_weights(again, model) and losses(log_again) == losses(log) and not again.training
+
+
+def test_looking_changes_nothing(tmp_path):
+    model, _ = run()
+    looked, log = run(look=lambda step, model: {"bits": float(story_bits(model, documents()[:3]).sum())}, look_every=5)
+    assert same_weights(model, looked)
+    assert [entry["step"] for entry in log if "bits" in entry] == [5, 10, 12]
+
+
+def test_the_last_two_checkpoints_stay(tmp_path):
+    run(tmp_path, save_every=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_0000010.safetensors", "step_0000012.safetensors"]
+
+
+CHILD = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import test_pretrain as t, torch
+    torch.set_num_threads(1)
+    t.run(sys.argv[1], t.replace(t.TINY, steps=400), save_every=5)
+"""
+
+
+@pytest.mark.parametrize("after", [0.05, 0.4])
+def test_sigkill_never_loses_a_checkpoint(tmp_path, after):
+    """Kill the process at a moment of its own (after = seconds past the first checkpoint), then look and go on."""
+    code = textwrap.dedent(CHILD.format(tests=str(Path(__file__).parent)))
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    deadline = time.time() + 60
+    while not checkpoints(tmp_path) and time.time() < deadline and child.poll() is None:
+        time.sleep(0.002)
+    time.sleep(after)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    newest = checkpoints(tmp_path)[-1]
+    with safe_open(newest, "pt") as file:
+        step = len(json.loads(file.metadata()["about"])["notes"]["log"])
+    assert newest.name == f"step_{step:07d}.safetensors"
+    recipe, seen = replace(TINY, steps=400), []
+    model = recipe.model(V)
+    batches = Batches(lambda epoch: documents(), recipe.batch)
+
+    def stop(at, model):
+        seen.append(at)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe, batches, model, folder=tmp_path, save_every=1_000, look=stop, look_every=1, progress=False)
+    assert seen[0] == step + 1  # no step before the checkpoint is lost, whatever came after is computed again
+    whole = recipe.model(V)
+    optimizer = recipe.optimizer(whole)
+    for at in range(step + 7):
+        train_step(whole, optimizer, batches[at], recipe, recipe.lr_at(at))
+    assert same_weights(model, whole)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, damage):
+    model, _ = run(tmp_path, save_every=5)
+    newest = checkpoints(tmp_path)[-1]
+    data = bytearray(newest.read_bytes())
+    if damage == "flipped":
+        data[-100] ^= 1
+    newest.write_bytes({"truncated": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
+    with pytest.raises(CheckpointError, match=r"step_0000012.*damaged.*To go on from step_0000010\.safetensors, remove it"):
+        run(tmp_path, save_every=5)
+    assert newest.exists()
+    newest.unlink()
+    assert same_weights(run(tmp_path, save_every=5)[0], model)
+
+
+def test_another_recipe_does_not_go_on(tmp_path):
+    run(tmp_path, save_every=5)
+    with pytest.raises(CheckpointError, match="recipe is .* expected") as error:
+        run(tmp_path, replace(TINY, lr=1e-3))
+    assert "remove it" not in str(error.value)
+
+
+def test_a_full_disk_is_told_and_leaves_whole_files(tmp_path):
+    """In a process of its own, the operating system refuses files larger than one and a half checkpoints allow."""
+    resource = pytest.importorskip("resource")
+    run(tmp_path, replace(TINY, steps=40), save_every=20)
+    size = max(path.stat().st_size for path in checkpoints(tmp_path))
+    for path in checkpoints(tmp_path)[1:]:
+        path.unlink()
+    code = textwrap.dedent(f"""
+        import sys, resource, signal
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import test_pretrain as t, torch
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({size} // 2, resource.RLIM_INFINITY))
+        try:
+            t.run(sys.argv[1], t.replace(t.TINY, steps=40), save_every=20)
+        except t.CheckpointError as error:
+            print(error)
+    """)
+    assert resource
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "step_0000040.safetensors could not be written" in done.stdout, done.stdout + done.stderr
+    assert "Whole checkpoints: step_0000020.safetensors" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000020.safetensors"]
+    model, log = run(tmp_path, replace(TINY, steps=40), save_every=20)
+    assert len(log) == 40 and same_weights(model, run(None, replace(TINY, steps=40))[0])
+
+
+def test_a_disk_that_fills_up_half_way(tmp_path, monkeypatch):
+    run(tmp_path, save_every=6)
+    newest = checkpoints(tmp_path)[-1]
+    newest.unlink()
+
+    def half(path, *rest, **more):
+        Path(f"{path}.tmp").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_checkpoint", half)
+    with pytest.raises(CheckpointError, match="Is the disk full"):
+        run(tmp_path, save_every=6)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0000006.safetensors"]
+
+
+# Several processes, and the command
+
+
+SMALL_DATA = """
+    import functools, sys
+    from llmscratch.scientist import pretrain
+    pretrain.story_source = functools.partial(pretrain.story_source, size=40)
+    few = pretrain.stories("validation")[:6]
+    pretrain.stories = lambda split: few
+    pretrain.main()
+"""
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    """The command itself, alone and under torchrun; told fewer stories an epoch, so that it starts sooner."""
+    script = tmp_path / "small_data.py"
+    script.write_text(textwrap.dedent(SMALL_DATA))
+    sizes = "--n_layer 1 --n_head 2 --d_model 16 --context 288 --batch 5 --micro 2 --steps 9 --warmup 2 --lr 0.01 --no-bf16"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(module.__file__).parents[2])}
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    logs, models = {}, {}
+    for name, command in (("one", [sys.executable]), ("two", two)):
+        out = tmp_path / name
+        command = [*command, str(script), "--out", str(out), "--threads", "1", *sizes.split()]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        with safe_open(checkpoints(out)[-1], "pt") as file:
+            logs[name] = json.loads(file.metadata()["about"])["notes"]["log"]
+        models[name], notes = load_model(out / "model.safetensors")
+        assert notes["tokens"] == sum(entry["tokens"] for entry in logs[name]) and notes["curve"][-1][0] == 9
+    np.testing.assert_allclose(losses(logs["two"]), losses(logs["one"]), rtol=1e-4)
+    assert losses(logs["one"])[-1] < losses(logs["one"])[0] - 0.3
+    for key in ("tokens", "lr", "step"):
+        assert [entry[key] for entry in logs["two"]] == [entry[key] for entry in logs["one"]]
+    for name, p in models["one"].named_parameters():
+        torch.testing.assert_close(models["two"].get_parameter(name), p, rtol=0.02, atol=2e-3)
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "llmscratch.scientist.pretrain", "--help"], capture_output=True, text=True, check=True
+    )
+    assert all(f"--{field.name}" in done.stdout for field in fields(Recipe)) and "--out" in done.stdout
+
+
+def test_too_small_a_batch_for_the_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(module.dist, "get_world_size", lambda: 8)
+    with pytest.raises(ValueError, match="a batch of 4 cannot be shared by 8 processes"):
+        run()
+
+
+# Where text comes from
+
+
+def test_every_epoch_brings_new_stories():
+    source = story_source(storyteller_tokenizer(), 384, size=12)
+    first, again, second = source(0), source(0), source(1)
+    assert [ids.tolist() for ids in first] == [ids.tolist() for ids in again] and len(first) == len(second) == 12
+    told = {bytes(ids) for ids in first + second}
+    assert len(told) == 24
+    known = {bytes(ids) for ids in encode((s.text for s in stories("validation")), storyteller_tokenizer(), 384)}
+    assert not told & known
+
+
+def test_without_a_network_the_hub_says_what_to_use_instead(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def offline(*args, **more):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    with pytest.raises(DataUnavailable, match="TinyStories"):
+        hub_source(storyteller_tokenizer(), 512)(0)
+
+
+def test_the_hub_is_read_on_from_epoch_to_epoch(monkeypatch):
+    class Stream(list):
+        def skip(self, n):
+            return Stream(self[n:])
+
+    texts = Stream({"text": f"A story about the number {n}."} for n in range(20))
+    monkeypatch.setattr(module, "tinystories", lambda split: texts)
+    tokenizer = storyteller_tokenizer()
+    source = hub_source(tokenizer, 64, size=5)
+    told = [tokenizer.decode(ids[1:-1].tolist()) for epoch in (0, 2) for ids in source(epoch)]
+    assert told == [texts[n]["text"] for n in (0, 1, 2, 3, 4, 10, 11, 12, 13, 14)]
+
+
+# Telling and keeping
+
+
+@functools.cache
+def small_model():
+    return GPT(GPTConfig(2048, 48, 2, 2, 32), torch.Generator().manual_seed(0), std=0.1).eval()
+
+
+def test_tell_writes_what_generate_writes():
+    tokenizer, model = storyteller_tokenizer(), small_model()
+    prompt = tokenizer.encode("One day")
+    ids = model.generate(torch.tensor([[2044, *prompt]]), 48 - len(prompt), temperature=0)[0, 1:].tolist()
+    ids = ids[: ids.index(2044)] if 2044 in ids else ids
+    for n in (1, 3):
+        assert tell(model, tokenizer, n, prompt="One day", temperature=0) == [tokenizer.decode(ids)] * n
+    draw = lambda seed: tell(model, tokenizer, 4, generator=torch.Generator().manual_seed(seed))
+    assert draw(1) == draw(1) != draw(2) and len(set(draw(1))) == 4
+    with pytest.raises(ValueError, match="temperature"):
+        tell(model, tokenizer, temperature=-1)
+
+
+def test_tell_stops_at_the_end_and_keeps_the_mode():
+    tokenizer, model = storyteller_tokenizer(), GPT(GPTConfig(2048, 48, 1, 1, 8), torch.Generator().manual_seed(0))
+    with torch.no_grad():  # END after everything
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.copy_(torch.ones(8))
+        model.wte.weight[2044] = 10.0
+    model.train()
+    assert tell(model, tokenizer, 2, prompt="Hm.", temperature=0) == ["Hm.", "Hm."] and model.training
+
+
+def test_a_model_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_model(path, small_model(), {"curve": [[1, 2.5]]})
+    loaded, notes = load_model(path)
+    assert same_weights(loaded, small_model()) and notes == {"curve": [[1, 2.5]]} and not loaded.training
+    assert loaded.config == small_model().config and [p.name for p in tmp_path.iterdir()] == [path.name]
+    data = path.read_bytes()
+
+    def half(tensors, name, metadata):
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llmscratch.scientist.storyteller.save_file", half)
+    with pytest.raises(OSError, match="No space"):
+        save_model(path, small_model(), {})
+    assert path.read_bytes() == data and [p.name for p in tmp_path.iterdir()] == [path.name]
+    path.write_bytes(data[:1000])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        load_model(path)
+
+
+def test_another_safetensors_file_is_no_model(tmp_path):
+    run(tmp_path, save_every=12)
+    with pytest.raises(ValueError, match="holds no model of this course"):
+        load_model(checkpoints(tmp_path)[-1])
+
+
+# The Storyteller that the course ships
+
+
+def test_the_storyteller_needs_hardly_more_bits_than_its_stories_hold():
+    model, tokenizer = storyteller()
+    few = stories("validation")[-24:]
+    paid = story_bits(model, encode((s.text for s in few), tokenizer, model.config.context), bf16=True).sum()
+    assert 0.97 < paid / sum(s.bits for s in few) < 1.05
+    path = asset_file("checkpoints/storyteller.safetensors")
+    notes = load_model(path)[1]
+    assert path.stat().st_size <= 25e6 and set(notes["recipe"]) == set(asdict(Recipe()))
+    assert notes["curve"][-1][1] < notes["curve"][0][1] / 4
+
+
+def test_the_storyteller_tells_stories_that_the_generator_could_have_told():
+    model, tokenizer = storyteller()
+    with torch.autocast("cpu", torch.bfloat16):
+        told = tell(model, tokenizer, 10, generator=torch.Generator().manual_seed(1))
+    world = World.load()
+    possible = [any(True for _ in world.paths(text)) for text in told]
+    assert sum(possible) >= 8, "\n".join(text for text, fine in zip(told, possible, strict=True) if not fine)
+    assert len(set(told)) == 10
