@@ -50,7 +50,7 @@ def repeated_share(words, n=5):
 
 
 def quality(text):
-    """What the filters look at, {name as in LIMITS: number}; after C4 (Raffel 2020) and Gopher (Rae 2021, table A1)."""
+    """What the filters look at, {name as in LIMITS: number}; after C4 (Raffel 2020) and Gopher (Rae 2021)."""
     words, lines = text.split(), [line.strip() for line in text.splitlines() if line.strip()]
     n, n_lines = max(1, len(words)), max(1, len(lines))
     return {
@@ -165,7 +165,7 @@ def split_by_cluster(labels, share, seed=0):
 
 
 def to_shard(documents, eot):
-    """uint16 (tokens,): the ids of all documents, each with `eot` behind it. ValueError for none, or ids that do not fit."""
+    """uint16 (tokens,): the ids of all documents, each with `eot` behind it. ValueError for ids that do not fit."""
     if not len(documents):
         raise ValueError("a shard needs at least one document")
     ids = np.concatenate([np.append(np.asarray(document, dtype=np.int64), eot) for document in documents])
