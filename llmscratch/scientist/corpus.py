@@ -81,7 +81,9 @@ def _uncompressed(path):
 
 def main(arguments=None):
     """The command; returns the exit status: 0, 1 when --check finds a file that differs, 2 when there is no folder."""
-    parser = argparse.ArgumentParser(prog="python -m llmscratch.scientist.corpus", description=make_data.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m llmscratch.scientist.corpus", description=make_data.__doc__
+    )
     parser.add_argument("folder", nargs="?", help="where the files are; default: the course's data/")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a file differs")
     given = parser.parse_args(arguments)

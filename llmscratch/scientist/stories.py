@@ -1,4 +1,4 @@
-"""A world of short stories as a probabilistic program: every story with its exact probability and its facts."""
+"""A generator of short stories that knows the probability of each, and the pipeline from raw text to training rows."""
 
 # Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 

@@ -59,18 +59,18 @@ def satisfied(checks: dict, text: str) -> dict[str, bool]:
     them, are fewer or more than this number. ValueError for any other check.
     """
     found = {}
-    for check, wanted in checks.items():
-        if check in ("who", "kind", "place", "town"):
-            found[check] = _stands(wanted, text)
-        elif check == "words":
-            found[check] = all(_stands(word.lower(), text.lower()) for word in wanted)
-        elif check == "ends":
-            found[check] = text.rstrip().endswith(wanted)
-        elif check in ("fewer", "more"):
+    for name, wanted in checks.items():
+        if name in ("who", "kind", "place", "town"):
+            found[name] = _stands(wanted, text)
+        elif name == "words":
+            found[name] = all(_stands(word.lower(), text.lower()) for word in wanted)
+        elif name == "ends":
+            found[name] = text.rstrip().endswith(wanted)
+        elif name in ("fewer", "more"):
             n = len(text.split())
-            found[check] = n < wanted if check == "fewer" else n > wanted
+            found[name] = n < wanted if name == "fewer" else n > wanted
         else:
-            raise ValueError(f"no check is called {check!r}: who, kind, place, town, words, ends, fewer, more")
+            raise ValueError(f"no check is called {name!r}: who, kind, place, town, words, ends, fewer, more")
     return found
 
 
@@ -112,7 +112,10 @@ def prompt(checks, dice, phrases):
     if style < 0.15:
         lines = [dice.one(phrases["list"]), *("- " + phrases["item"][topic] for topic in rest)]
         return "\n".join(lines).format(**words)
-    ask, fitting = dice.one(phrases["ask"]), [key for key in phrases["clause"] if set(key.split("+")) <= set(rest)]
+    ask, fitting = (
+        dice.one(phrases["ask"]),
+        [key for key in phrases["clause"] if set(key.split("+")) <= set(rest)],
+    )
     if style < 0.85 and fitting:
         chosen = dice.one(fitting)
         ask = f"{ask[:-1]} {dice.one(phrases['clause'][chosen])}{ask[-1]}"
@@ -131,7 +134,9 @@ def make_instructions(stories, n, seed, *, held_out=False):
     apart = {True: [], False: []}
     for story in stories:
         apart[all(story.facts.get(key) in phrases["held_out"][key] for key in ("who", "place"))].append(story)
-    chosen = [(story, ["who", "place"]) for story in apart[True] if held_out] + [(story, []) for story in apart[False]]
+    chosen = [(story, ["who", "place"]) for story in apart[True] if held_out] + [
+        (story, []) for story in apart[False]
+    ]
     if len(chosen) < n:
         raise ValueError(f"{n} instructions need {n} stories, at most one each; only {len(chosen)} may be used")
     made = []
@@ -148,7 +153,11 @@ def make_instructions(stories, n, seed, *, held_out=False):
 def draw_people(dice, world, names, n):
     """n people with facts, {name: {relation: answer}}, and their pronouns, {name: (it, its)}."""
     towns = [entry["town"] for entry in world.lists["towns"]]
-    pets = [f"{pet['a']} called {name['petname']}" for pet in world.lists["pets"] for name in world.lists["petnames"]]
+    pets = [
+        f"{pet['a']} called {name['petname']}"
+        for pet in world.lists["pets"]
+        for name in world.lists["petnames"]
+    ]
     everyone = [(first, family) for first in world.lists["people"] for family in names["families"]]
     people, pronouns = {}, {}
     for first, family in dice.some(everyone, n):
@@ -183,7 +192,9 @@ def draw_works(dice, world, names, people, n_buildings, n_things):
     """Buildings and things with facts. All are made by grown people; no thing is older than the house that keeps it."""
     towns = [entry["town"] for entry in world.lists["towns"]]
     buildings, things = {}, {}
-    for name in dice.some([f"the {a} {b}" for a in names["adjectives"] for b in names["buildings"]], n_buildings):
+    for name in dice.some(
+        [f"the {a} {b}" for a in names["adjectives"] for b in names["buildings"]], n_buildings
+    ):
         builder = dice.one(list(people))
         built = str(int(people[builder]["year"]) + dice.between(22, 60))
         town, stone = dice.one(towns), dice.one(names["stones"])
@@ -210,7 +221,9 @@ def draw_questions(dice, entries, relations, unknown):
                 for further, second in relations[middle.group].items():
                     text = second["ask"].format(name=phrase)
                     yield Question(text, middle.facts[further], "two-hop", (entry.name, answer))
-        yield Question(dice.one(unknown[entry.group]).format(name=entry.name), None, "unknown fact", (entry.name,))
+        yield Question(
+            dice.one(unknown[entry.group]).format(name=entry.name), None, "unknown fact", (entry.name,)
+        )
     names = [entry.name for entry in entries.values() if entry.group == "people"]
     strangers = dict.fromkeys(f"{one.split()[0]} {other.split()[1]}" for one, other in zip(names, names[1:]))
     for stranger in strangers:
@@ -236,6 +249,10 @@ def almanac(seed: int = 0, world: World | None = None, *, people=150, buildings=
             it, its = pronouns.get(name, ("it", "its"))
             words = facts | {"name": name, "it": it, "its": its}
             words |= {capital(key): capital(words[key]) for key in ("name", "it", "its")}
-            first, *rest = [dice.one(relation["say"]).format(**words) for relation in book["relations"][group].values()]
+            first, *rest = [
+                dice.one(relation["say"]).format(**words) for relation in book["relations"][group].values()
+            ]
             entries[name] = Entry(name, group, " ".join([first, *dice.some(rest, len(rest))]), facts)
-    return Almanac(list(entries.values()), list(draw_questions(dice, entries, book["relations"], book["unknown"])))
+    return Almanac(
+        list(entries.values()), list(draw_questions(dice, entries, book["relations"], book["unknown"]))
+    )
