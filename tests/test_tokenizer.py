@@ -1,4 +1,4 @@
-"""Parity of `scientist.tokenizer` with tiktoken and the tokenizers library; round trips; files; the shipped vocabulary."""
+"""`scientist.tokenizer` beside tiktoken and the tokenizers library; round trips; files; the shipped vocabulary."""
 
 import hashlib
 import random
@@ -16,7 +16,14 @@ from tokenizers import Tokenizer as Library
 from llmscratch.kit import asset_file, shakespeare, stories, tiktoken_file
 from llmscratch.scientist import tokenizer as module
 from llmscratch.scientist.tokenizer import (
-    BYTES, GPT4_PATTERN, Tokenizer, Vocabulary, learn_bpe, merge_piece, split_text, storyteller,
+    BYTES,
+    GPT4_PATTERN,
+    Tokenizer,
+    Vocabulary,
+    learn_bpe,
+    merge_piece,
+    split_text,
+    storyteller,
 )  # fmt: skip
 
 SPECIALS = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -41,7 +48,8 @@ def openai() -> dict[str, tuple]:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(tiktoken_file().parent))
         theirs = {name: tiktoken.get_encoding(name) for name in ("cl100k_base", "o200k_base")}
     return {
-        name: (Tokenizer.load(tiktoken_file(name), t._special_tokens, pattern=t._pat_str), t) for name, t in theirs.items()
+        name: (Tokenizer.load(tiktoken_file(name), t._special_tokens, pattern=t._pat_str), t)
+        for name, t in theirs.items()
     }
 
 
@@ -74,7 +82,9 @@ def plain_bpe(words, n_tokens):
 
 def plain_merge(piece, ranks):
     parts = [bytes([b]) for b in piece]
-    while pairs := [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks]:
+    while pairs := [
+        (ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks
+    ]:
         i = min(pairs)[1]
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return [ranks[part] for part in parts]
@@ -160,7 +170,7 @@ def test_training_refuses_what_cannot_be():
 
 
 def test_the_pattern_is_that_of_cl100k_base(openai):
-    assert GPT4_PATTERN == openai["cl100k_base"][1]._pat_str
+    assert openai["cl100k_base"][1]._pat_str == GPT4_PATTERN
 
 
 @settings(max_examples=100, deadline=None)
@@ -168,7 +178,11 @@ def test_the_pattern_is_that_of_cl100k_base(openai):
 def test_the_queue_merges_like_the_plain_way(piece, seed):
     draw = random.Random(seed)
     letters = [bytes([draw.choice(b"ab")]) for _ in range(200)]
-    tokens = list(dict.fromkeys([bytes([b]) for b in range(256)] + [b"".join(letters[i : i + draw.randint(2, 6)]) for i in range(190)]))
+    tokens = list(
+        dict.fromkeys(
+            [bytes([b]) for b in range(256)] + [b"".join(letters[i : i + draw.randint(2, 6)]) for i in range(190)]
+        )
+    )
     draw.shuffle(tokens)  # ranks of any kind, also such as no training gives
     ranks = {token: i for i, token in enumerate(tokens)}
     piece = bytes(b"ab"[b % 2] for b in piece)
@@ -179,7 +193,8 @@ def test_the_queue_merges_like_the_plain_way(piece, seed):
 nasty = st.lists(
     st.one_of(
         st.text(max_size=8),
-        st.sampled_from(list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u2028\u3000'") + ["'s", "'LL", "'ſ", "\r\n", "  ", "123", "é", "猫", "🙂", "\u200d"]),
+        st.sampled_from(list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u2028\u3000'")),
+        st.sampled_from(["'s", "'LL", "'ſ", "\r\n", "  ", "123", "é", "猫", "🙂", "\u200d"]),
     ),
     max_size=20,
 ).map("".join)  # fmt: skip
@@ -225,7 +240,11 @@ def test_any_bytes_come_back(bard, data):
 
 def test_the_cache_changes_nothing_and_stays_bounded(bard):
     letters = "abcdefghijklmnopqrst"
-    text = " ".join(a + b + c + d for a in letters for b in letters for c in letters for d in letters[:9]) + " " + "z" * 1000
+    text = (
+        " ".join(a + b + c + d for a in letters for b in letters for c in letters for d in letters[:9])
+        + " "
+        + "z" * 1000
+    )
     ours = Tokenizer(bard.ranks)
     first = ours.encode_ordinary(text)
     assert len(ours._cache) == 2**16 and max(map(len, ours._cache)) <= 64
@@ -329,7 +348,7 @@ def test_a_file_cut_off_anywhere_is_refused(bard, tmp_path):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"IQ== 0\nIQ== 1\n", "line 2: expected base64 of a new token and 1"),
+        (b"IQ== 0\nIQ== 1\n", "line 2: expected base64 of a new token, 1"),
         (b"IQ== 0\nIg== 2\n", "line 2"),
         (b"IQ== 0\n\nIg== 1\n", "line 2"),
         (b"IQ==\n", "line 1"),

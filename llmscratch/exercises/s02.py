@@ -56,16 +56,19 @@ def _characters(tokenizer, text, budget):
 
 lesson.add(
     1, 1, "Fit into the context", check=_check_shorten,
-    hints=["decode_bytes of the first `budget` ids gives a beginning of the text's bytes; only its end can be incomplete.",
+    hints=["decode_bytes of the first `budget` ids is a beginning of the text's bytes; only its end can be broken.",
            "bytes.decode takes a second argument that says what to do with bytes that are no text."],
     solution=shorten,
-    wrong={_with_replacement: "🙂", _strips_the_sign: "stands here", _characters: "a budget of 1"},
+    wrong={_with_replacement: "🙂", _strips_the_sign: "stands here", _characters: "a budget of 2"},
 )  # fmt: skip
 
 
 def _check_stream(answer):
     tok = _tokenizer()
-    byte = lambda *values: [tok.ranks[bytes([value])] for value in values]
+
+    def byte(*values):
+        return [tok.ranks[bytes([value])] for value in values]
+
     cases = [tok.encode_ordinary(text) for text in TEXTS]
     cases += [byte(0xF0, 0x9F), byte(0xFF, 65, 0xE7, 66), byte(0xC3, 0xA9, 0xC3), byte(0xED, 0xA0, 0x80, 67)]
     for ids in cases:
@@ -126,7 +129,10 @@ lesson.add(
     hints=["The bytes of a character can be spread over several ids: something must remember those that wait.",
            "The standard library has it: codecs.getincrementaldecoder('utf-8')('replace'); at the end, final=True."],
     solution=stream_text,
-    wrong={_one_by_one: "joined", _forgets_the_end: "joined", _waits_for_all: "for the first", _waits_for_good: "for the first"},
+    wrong={
+        _one_by_one: "joined", _forgets_the_end: "joined", _waits_for_all: "for the first",
+        _waits_for_good: "for the first",
+    },
 )  # fmt: skip
 
 
@@ -192,7 +198,10 @@ lesson.add(
     hints=["The special tokens' ids stand in tokenizer.specials; only the texts are encoded.",
            "encode raises at the name of a special token; encode_ordinary reads it as text."],
     solution=conversation,
-    wrong={_one_string: "<|user|>", _raises: "stopped with ValueError", _any_role: "endoftext", _no_last_turn: "messages ="},
+    wrong={
+        _one_string: "<|user|>", _raises: "stopped with ValueError", _any_role: "endoftext",
+        _no_last_turn: "messages =",
+    },
 )  # fmt: skip
 
 
@@ -204,7 +213,10 @@ def _cl100k() -> dict[bytes, int]:
 
 
 def _check_recover(answer):
-    for name, ranks in (("the Storyteller's ranks", dict(list(_tokenizer().ranks.items())[:1200])), ("cl100k_base", _cl100k())):
+    for name, ranks in (
+        ("the Storyteller's ranks", dict(list(_tokenizer().ranks.items())[:1200])),
+        ("cl100k_base", _cl100k()),
+    ):
         longer = [token for token in ranks if len(token) > 1]
         got = list(answer(dict(ranks)))
         expect(len(got), len(longer), f"the number of pairs for {name}")
@@ -215,8 +227,10 @@ def _check_recover(answer):
 
 
 def _pair(token, ranks):
-    older = {t: rank for t, rank in ((token[i:j], ranks.get(token[i:j])) for i in range(len(token))
-                                     for j in range(i + 1, len(token) + 1)) if rank is not None and rank < ranks[token]}  # fmt: skip
+    n, older = len(token), {}
+    for part in (token[i:j] for i in range(n) for j in range(i + 1, n + 1)):
+        if ranks.get(part, ranks[token]) < ranks[token]:
+            older[part] = ranks[part]
     by_id = {rank: t for t, rank in older.items()}
     return tuple(by_id[i] for i in merge_piece(token, older))
 
@@ -228,7 +242,9 @@ def recover_merges(ranks):
         if len(token) > 1:
             parts = [bytes([b]) for b in token]
             while len(parts) > 2:
-                pairs = [(ranks.get(a + b, ranks[token]), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))]
+                pairs = [
+                    (ranks.get(a + b, ranks[token]), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+                ]
                 rank, i = min(pairs)
                 parts[i : i + 2] = [by_id[rank]]
             merges.append(tuple(parts))
@@ -237,6 +253,7 @@ def recover_merges(ranks):
 
 def _first_split(ranks):
     """Any two tokens that make it up: the merging may come together otherwise."""
+
     def pair(token):
         return next((token[:i], token[i:]) for i in range(1, len(token))
                     if token[:i] in ranks and token[i:] in ranks)  # fmt: skip
@@ -246,6 +263,7 @@ def _first_split(ranks):
 
 def _oldest_split(ranks):
     """The two tokens whose younger one is oldest."""
+
     def pair(token):
         splits = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
         return min(splits, key=lambda s: max(ranks[s[0]], ranks[s[1]]))
@@ -259,8 +277,8 @@ def _by_length(ranks):
 
 lesson.add(
     4, 3, "From ranks back to merges", check=_check_recover,
-    hints=["When the token was made, its bytes had been merged as far as the older tokens allow: encode it with those alone.",
-           "Merge its bytes by rank until two parts are left; ranks of the token itself and of younger ones do not count."],
+    hints=["When the token was made, its bytes had been merged as far as older tokens allow: encode it with those.",
+           "Merge its bytes by rank until two parts are left; the token itself and younger ones do not count."],
     solution=recover_merges,
     wrong={_first_split: "for the token", _oldest_split: "for the token", _by_length: "for the token"},
 )  # fmt: skip

@@ -18,7 +18,7 @@ __all__ = ["BYTES", "GPT4_PATTERN", "Tokenizer", "Vocabulary", "learn_bpe", "mer
 
 
 # The 256 bytes in the order of GPT-2's alphabet: those with a visible sign in Latin-1, then the others.
-BYTES = sorted(range(256), key=lambda b: (not (33 <= b <= 126 or 161 <= b <= 172 or 174 <= b), b))
+BYTES = sorted(range(256), key=lambda b: (not (33 <= b <= 126 or 161 <= b <= 172 or b >= 174), b))
 # GPT-4's pattern for cutting a text into pieces, as tiktoken has it. Nothing is merged across the cuts.
 GPT4_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
                 r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
@@ -101,7 +101,7 @@ def merge_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
 
 
 class Vocabulary:
-    """What ids stand for. ranks: id by bytes; specials: id by name; n_vocab: the largest id and 1, a size for tables."""
+    """What ids stand for. ranks: id by bytes; specials: id by name; n_vocab: the largest id + 1, a size for tables."""
 
     def __init__(self, ranks: Mapping[bytes, int], specials: Mapping[str, int] | None = None):
         self.ranks, self.specials = dict(ranks), dict(specials or {})
@@ -115,7 +115,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path, specials=None, *, sha256: str | None = None, **options):
-        """From a file as `save` writes it. ValueError, with the line, where it is no such file, or its sha256 differs."""
+        """From a file as `save` writes it. ValueError, with the line, for another file, also if its sha256 differs."""
         data, ranks = Path(path).read_bytes(), {}
         if sha256 not in (None, found := hashlib.sha256(data).hexdigest()):
             raise ValueError(f"{path} is cut off, damaged or another file: its sha256 is {found}, expected {sha256}")
@@ -126,7 +126,7 @@ class Vocabulary:
             except ValueError:
                 number = b""
             if number != b"%d" % rank or len(ranks) != rank + 1:
-                raise ValueError(f"{path}, line {rank + 1}: expected base64 of a new token and {rank}, got {line[:40]!r}")
+                raise ValueError(f"{path}, line {rank + 1}: expected base64 of a new token, {rank}, got {line[:40]!r}")
         return cls(ranks, specials, **options)
 
     def save(self, path: str | Path) -> None:
@@ -164,7 +164,7 @@ class Tokenizer(Vocabulary):
         return cls(dict(zip(tokens, itertools.count())), dict(zip(specials, itertools.count(len(tokens)))), pattern)
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
-        """The ids of a text. A special token's name in it becomes its id if allowed (or "all" are), else a ValueError."""
+        """The ids of a text. A special token's name becomes its id if allowed ("all": any is), else a ValueError."""
         allowed = set(self.specials if allowed_special == "all" else allowed_special)
         if unknown := allowed - set(self.specials):
             raise ValueError(f"there is no special token {min(unknown)!r}; there are {sorted(self.specials)}")
