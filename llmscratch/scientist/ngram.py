@@ -149,7 +149,7 @@ class NGram:
 
 
 def distribution(model, history=()):
-    """p of every id and of END, (V + 1,), after `history`, the ids since the document's start; ValueError for others."""
+    """p of every id and of END, (V + 1,), after `history`, the ids since the document's start; others: ValueError."""
     counts, size, state = model.counts, model.size, [0]
     tail = [counts.V, *map(int, history)]
     if len(tail) > 1 and not 0 <= min(tail[1:]) <= max(tail[1:]) < counts.V:
