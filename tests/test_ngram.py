@@ -146,7 +146,7 @@ def test_em_never_steps_back_and_finds_a_planted_mixture():
     bits = model.tune(held, steps=40)
     assert (np.diff(bits) <= 1e-12).all()
     assert model.weights[3] < 0.1  # the symbols are independent: long contexts are worth nothing
-    np.testing.assert_allclose(-model.log_prob(held).mean() / np.log(2), bits[-1], atol=1e-4)
+    np.testing.assert_allclose(-model.log_prob(held).mean() / np.log(2), bits[-1], atol=1e-3)
 
 
 def test_samples_follow_the_distribution_and_end():
@@ -193,7 +193,7 @@ def test_any_bytes_have_a_probability():
         (lambda: AddK(Counts([[0]], 2, 3), k=0), "k must be above 0"),
         (lambda: Interpolated(Counts([[0]], 2, 3), weights=[0.5, 1]), "from 0 to under 1"),
         (lambda: Interpolated(Counts([[0]], 2, 3), weights=[0.5]), "2 numbers"),
-        (lambda: KneserNey(Counts([[0]], 2, 3), discounts=[2, 0]), "from 0 to 1"),
+        (lambda: KneserNey(Counts([[0]], 2, 3), discounts=[2, 0]), "from 0 to under 1"),
         (lambda: KneserNey(Counts([[0]], 2, 3), base=[0.5, 0.5, 0, 0]), "4 probabilities above 0"),
         (lambda: distribution(KneserNey(Counts([[0]], 2, 3)), [3]), "from 0 to 2, got 3 to 3"),
     ],

@@ -121,8 +121,8 @@ def _check_write_down(answer):
         start, step = Fraction(int(got or "0", 2), 2 ** len(got)), Fraction(1, 2 ** len(got))
         if not low <= start or not start + step <= low + width:
             raise Wrong(
-                f"expected all numbers that begin with 0.{got or '(nothing)'} to lie from {low} to {low + width} for {given}: "
-                f"they lie from {start} to {start + step}"
+                f"expected all numbers that begin with 0.{got or '(nothing)'} to lie from {low} to {low + width} "
+                f"for {given}: they lie from {start} to {start + step}"
             )
         shortest = next(n for n in range(len(got) + 1) if _fits(low, width, n))
         expect(len(got), shortest, f"the length of the string, {given}")
@@ -165,12 +165,12 @@ def _no_leading_zeros(symbols, distribution):
 
 lesson.add(
     3, 3, "Write it down in that many bits", check=_check_write_down,
-    hints=["Keep (low, width). A symbol moves low by width · (the probabilities before it) and shrinks width by its own.",
-           "With n digits the intervals are k / 2ⁿ to (k + 1) / 2ⁿ. Take k = ⌈low · 2ⁿ⌉; raise n until k + 1 fits, too. "
+    hints=["Keep (low, width). A symbol adds width · (the probabilities before it) to low; width shrinks.",
+           "With n digits the intervals are k / 2ⁿ to (k + 1) / 2ⁿ. Take k = ⌈low · 2ⁿ⌉; raise n until k + 1 fits. "
            "format(k, f'0{n}b') keeps leading zeros; n = 0 is the empty string."],
     solution=write_down,
     wrong={
-        _one_point: "to lie from", _one_too_long: "the length of the string", _forgets_the_history: "to lie from",
+        _one_point: "to lie from", _one_too_long: "the length of the string", _forgets_the_history: "the length of the string",
         _no_leading_zeros: "to lie from",
     },
 )  # fmt: skip
@@ -180,7 +180,7 @@ def _classes():
     texts = {"tea": ["tea for two", "two cups of tea", "a tea cup"], "sea": ["the sea, the sea", "by the sea we see"]}
     return {
         name: (KneserNey(Counts(map(to_bytes, found), 4, 256)), prior)
-        for (name, found), prior in zip(texts.items(), (0.9, 0.1))
+        for (name, found), prior in zip(texts.items(), (0.9, 0.1), strict=True)
     }
 
 
@@ -228,6 +228,7 @@ lesson.add(
            "Subtract the largest logarithm before exp: the common factor cancels when you divide by the sum."],
     solution=whose,
     wrong={
-        _forgets_shares: "shares 0.9 and 0.1", _underflows: "'the tea by the sea t'…", _mean_instead_of_sum: "'a cup of tea'",
+        _forgets_shares: "shares 0.9 and 0.1", _underflows: "'the tea by the sea t'…",
+        _mean_instead_of_sum: "'a cup of tea'",
     },
 )  # fmt: skip

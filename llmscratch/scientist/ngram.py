@@ -30,13 +30,12 @@ def to_bytes(text):
 
 
 def line_up(documents, V):
-    """The documents' ids in one array with id V before, between and after them; and how far back the last V lies, per place.
+    """The documents' ids in one array, id V before, between and after them; per place how far back the last V lies.
 
     ValueError when there is no document, or one has anything but whole numbers from 0 to V − 1.
     """
-    parts = [np.array([V])]
-    for document in documents:
-        document = np.asarray(document)
+    parts = [[V]]
+    for document in map(np.asarray, documents):
         if document.size and (document.dtype.kind not in "iu" or document.min() < 0 or document.max() >= V):
             raise ValueError(f"a document must be whole numbers from 0 to {V - 1}, got {document!r:.60}")
         parts += [document, [V]]
@@ -51,9 +50,9 @@ def line_up(documents, V):
 class Counts:
     """All n-grams of up to `order` symbols in `documents` (sequences of ids below V), counted once for any model.
 
-    Id V stands before and after each document; no n-gram reaches past it. The m-grams are numbered by place in the sorted
-    `keys[m-1]`: key = number of the first m − 1 symbols · (V + 1) + last symbol. `raw[m-1]`: how often each occurs;
-    `cont[m-1]`: how many different symbols stand before it (how often it occurs, if it begins with V).
+    Id V stands before and after each document; no n-gram reaches past it. The m-grams are numbered by their place in
+    the sorted `keys[m-1]`: key = number of the first m − 1 symbols · (V + 1) + last symbol. `raw[m-1]`: how often each
+    occurs; `cont[m-1]`: how many different symbols stand before it (if it begins with V: how often it occurs).
     """
 
     def __init__(self, documents, order, V):
@@ -61,9 +60,7 @@ class Counts:
             raise ValueError(f"order and V must be at least 1, got {order} and {V}")
         self.order, self.V, self.keys, self.raw, self.cont = order, V, [], [], []
         ids, room = line_up(documents, V)
-        gram = np.zeros(
-            len(ids), np.int64
-        )  # the number of the n-gram that ends here: at first of the empty one
+        gram, starts = np.zeros(len(ids), np.int64), None  # gram: the number of the n-gram that ends here
         for m in range(1, order + 1):
             at = np.flatnonzero(room >= max(m - 1, 1))
             keys = gram[at - 1] * (V + 1) + ids[at]
@@ -99,8 +96,8 @@ class Counts:
 class NGram:
     """An n-gram model of `counts` with contexts of up to order − 1 symbols. A subclass smooths: `parts` says how.
 
-    p(w | h) = taken + left · p(w | h without its first symbol), and below the empty context `base`, probabilities of the ids and of
-    END, (V + 1,), by default all alike. A context that was never seen leaves everything to the level below.
+    p(w | h) = taken + left · p(w | h without its first symbol); below the empty context stands `base`, probabilities
+    of the ids and of END, (V + 1,), by default all alike. A context that was never seen leaves all to the level below.
     """
 
     keeps_only_base = False  # True: `left` goes to base at once, and so does a context that was never seen
@@ -108,9 +105,7 @@ class NGram:
     def __init__(self, counts, order=None, base=None):
         order = counts.order if order is None else order
         if not 1 <= order <= counts.order:
-            raise ValueError(
-                f"order must be from 1 to {counts.order}, the longest that was counted, got {order}"
-            )
+            raise ValueError(f"order must be from 1 to {counts.order}, the longest that was counted, got {order}")
         self.counts, self.order, self.size, self.levels = counts, order, counts.V + 1, []
         self.base = np.full(self.size, 1 / self.size) if base is None else np.asarray(base, float)
         if self.base.shape != (self.size,) or self.base.min() <= 0 or abs(self.base.sum() - 1) > 1e-9:
@@ -121,6 +116,13 @@ class NGram:
             total = np.maximum(np.bincount(context, weights=n, minlength=contexts), 1)
             self.levels.append((n, total, np.bincount(context, minlength=contexts)))
             contexts = len(n)
+
+    def one_a_level(self, name, values):
+        """The values as an array (order,). ValueError unless each is from 0 to under 1."""
+        values = np.array(values, float)
+        if values.shape != (self.order,) or values.min() < 0 or values.max() >= 1:
+            raise ValueError(f"{name} must be {self.order} numbers from 0 to under 1, got {values}")
+        return values
 
     def numerators(self, m):
         """The counts that level m (contexts of m symbols) works with."""
@@ -147,28 +149,25 @@ class NGram:
 
 
 def distribution(model, history=()):
-    """p of every id and of END after `history`, the ids since the document's start: (V + 1,). ValueError for other ids."""
+    """p of every id and of END, (V + 1,), after `history`, the ids since the document's start; others: ValueError."""
     counts, size, state = model.counts, model.size, [0]
     tail = [counts.V, *map(int, history)]
     if len(tail) > 1 and not 0 <= min(tail[1:]) <= max(tail[1:]) < counts.V:
         raise ValueError(f"ids must be from 0 to {counts.V - 1}, got {min(tail[1:])} to {max(tail[1:])}")
     for symbol in tail[max(len(tail) - model.order + 1, 0) :]:
         longer = [0]  # longer[j]: the number of the last j symbols, −1 when never seen
-        for keys, gram in zip(counts.keys, state[: model.order - 1]):
+        for keys, gram in zip(counts.keys, state):
             at = np.searchsorted(keys, gram * size + symbol)
             longer.append(int(at) if gram >= 0 and at < len(keys) and keys[at] == gram * size + symbol else -1)
         state = longer
     p = model.base
-    for m, context in enumerate(state[: model.order]):
-        low, high = (
-            np.searchsorted(counts.keys[m], (context * size, context * size + size)) if context >= 0 else (0, 0)
-        )
-        if low == high:
-            p = model.base if model.keeps_only_base else p
-            continue
-        taken, left = model.parts(m, model.levels[m][0][low:high], context)
-        p = left * (model.base if model.keeps_only_base else p)
-        p[counts.keys[m][low:high] % size] += taken
+    for m, context in enumerate(state):
+        p = model.base if model.keeps_only_base else p
+        low, high = np.searchsorted(counts.keys[m], (context * size, context * size + size))
+        if low < high:  # the context was seen, and these n-grams continue it
+            taken, left = model.parts(m, model.levels[m][0][low:high], context)
+            p = left * p
+            p[counts.keys[m][low:high] % size] += taken
     return p
 
 
@@ -202,13 +201,11 @@ class AddK(NGram):
 
 
 class Interpolated(NGram):
-    """The raw frequencies of every context length, mixed by weights[m] (Jelinek and Mercer 1980); see tune."""
+    """The frequencies of every context length, mixed by weights[m] (Jelinek and Mercer 1980); see tune."""
 
     def __init__(self, counts, order=None, base=None, weights=None):
         super().__init__(counts, order, base)
-        self.weights = np.array([0.5] * self.order if weights is None else weights, float)
-        if self.weights.shape != (self.order,) or (self.weights < 0).any() or (self.weights >= 1).any():
-            raise ValueError(f"weights must be {self.order} numbers from 0 to under 1, got {weights}")
+        self.weights = self.one_a_level("weights", [0.5] * self.order if weights is None else weights)
 
     def parts(self, m, n, context):
         """The frequency counts for weights[m], the level below for the rest."""
@@ -217,31 +214,28 @@ class Interpolated(NGram):
     def tune(self, documents, steps=15):
         """Set the weights by EM on documents that were not counted; mean −log₂ p of a symbol before each step."""
         symbols, contexts, grams = self.counts.find(documents, self.order)
-        seen, bits = contexts >= 0, []
-        frequency = np.zeros(contexts.shape)
-        for m, (context, gram) in enumerate(zip(contexts, grams)):
-            both = gram >= 0
-            frequency[m, both] = self.levels[m][0][gram[both]] / self.levels[m][1][context[both]]
+        seen, bits, f = contexts >= 0, [], np.zeros(contexts.shape)  # f: the frequencies, (order, N)
+        for m, (n, total, _) in enumerate(self.levels):
+            f[m] = np.where(grams[m] >= 0, n[grams[m]] / total[np.maximum(contexts[m], 0)], 0)
         for _ in range(steps):
-            left, shares = np.ones(len(symbols)), np.empty(contexts.shape)
+            left, shares = np.ones(len(symbols)), np.empty(f.shape)
             for m in reversed(range(self.order)):
                 weight = np.where(seen[m], self.weights[m], 0)
-                shares[m] = left * weight * frequency[m]
-                left = left * (1 - weight)
+                shares[m], left = left * weight * f[m], left * (1 - weight)
             below = left * self.base[symbols]
             p = below + shares.sum(0)
             bits.append(-np.log2(p).mean())
-            reached = np.cumsum(np.vstack([below, shares]) / p, axis=0)[1:]
-            stopped = ((shares / p) * seen).sum(1)
-            self.weights = np.minimum(stopped / np.maximum((reached * seen).sum(1), 1e-12), 1 - 1e-9)
+            reached = (below + np.cumsum(shares, axis=0)) / p  # drawn by this level or a lower one
+            stopped, came = (seen * shares / p).sum(1), (seen * reached).sum(1)
+            self.weights = np.minimum(stopped / np.maximum(came, 1e-12), 1 - 1e-9)
         return bits
 
 
 class KneserNey(NGram):
     """Interpolated Kneser–Ney: counts less a discount a level; below the longest context, continuation counts.
 
-    Kneser and Ney 1995, in the form of Chen and Goodman 1999. discounts[m] for contexts of m symbols; by default (n₁ + 1) / (n₁ + 2n₂ + 2),
-    with n₁, n₂ the numbers of n-grams there that count 1 and 2.
+    Kneser and Ney 1995, in the form of Chen and Goodman 1999. discounts[m] for contexts of m symbols; by default
+    (n₁ + 1) / (n₁ + 2n₂ + 2), with n₁, n₂ the numbers of n-grams there that count 1 and 2.
     """
 
     def __init__(self, counts, order=None, base=None, discounts=None):
@@ -249,14 +243,11 @@ class KneserNey(NGram):
         if discounts is None:
             ones, twos = (np.array([(n == r).sum() for n, _, _ in self.levels]) for r in (1, 2))
             discounts = (ones + 1) / (ones + 2 * twos + 2)
-        self.discounts = np.array(discounts, float)
-        if self.discounts.shape != (self.order,) or (self.discounts < 0).any() or (self.discounts > 1).any():
-            raise ValueError(f"discounts must be {self.order} numbers from 0 to 1, got {discounts}")
+        self.discounts = self.one_a_level("discounts", discounts)
 
     def numerators(self, m):
         """Occurrences for the longest contexts, continuation counts for all others."""
-        order = self.order
-        return self.counts.raw[m] if m == order - 1 else self.counts.cont[m]
+        return (self.counts.raw if m == self.order - 1 else self.counts.cont)[m]
 
     def parts(self, m, n, context):
         """Every count above 0 gives up a discount; the level below shares them out."""
@@ -265,10 +256,10 @@ class KneserNey(NGram):
 
 
 class Words:
-    """A vocabulary of words and other tokens of texts, loss-free: "".join(tokens) is the text. A word that is not in it is spelt.
+    """The words and other tokens of texts, loss-free: "".join(tokens) is the text. A word that is not known is spelt.
 
-    Ids: `known` maps tokens to 0 … V − 2; V − 1 stands for any other. base: for an NGram over these ids, the probability of each token's
-    spelling, by a Kneser–Ney model of the known tokens' bytes with contexts of order − 1.
+    Ids: `known` maps tokens to 0 … V − 2; V − 1 stands for any other. base: for an NGram over these ids, each token's
+    probability by its spelling: a Kneser–Ney model of the known tokens' bytes, with contexts of order − 1.
     """
 
     def __init__(self, texts, order=5):
@@ -290,7 +281,7 @@ class Words:
         return np.array([self.known.get(token, self.V - 1) for token in TOKEN.findall(text)], np.int64)
 
     def spelling_bits(self, texts):
-        """−log₂ p of the unknown words of the texts, each given that it is unknown: comes on top of any model of the ids."""
+        """−log₂ p of the texts' unknown words, given that they are unknown: comes on top of any model of the ids."""
         unknown = [token for text in texts for token in TOKEN.findall(text) if token not in self.known]
         if not unknown:
             return 0.0
