@@ -20,7 +20,8 @@ def _reference_wsd(step, steps, lr, warmup, decay):
 
 
 def _check_wsd(answer):
-    for steps, lr, warmup, decay in ((10, 1.0, 3, 4), (100, 6e-3, 10, 20), (8, 2.0, 4, 4), (20, 0.5, 0, 5), (20, 0.5, 5, 0)):
+    runs = ((10, 1.0, 3, 4), (100, 6e-3, 10, 20), (8, 2.0, 4, 4), (20, 0.5, 0, 5), (20, 0.5, 5, 0))
+    for steps, lr, warmup, decay in runs:
         for step in range(steps):
             given = f"step {step} of wsd(step, steps={steps}, lr={lr:g}, warmup={warmup}, decay={decay})"
             expect(answer(step, steps, lr, warmup, decay), _reference_wsd(step, steps, lr, warmup, decay), given)
@@ -60,7 +61,9 @@ lesson.add(
     hints=["Three cases: step < warmup, the last `decay` steps, and all between.",
            "In the last part the rate is lr · (steps − step) / decay: at step steps − decay that is lr."],
     solution=wsd,
-    wrong={_starts_at_0: "expected 0.333333 for step 0", _ends_at_0: "step 7", _accepts_anything: "expected a ValueError"},
+    wrong={
+        _starts_at_0: "expected 0.333333 for step 0", _ends_at_0: "step 7", _accepts_anything: "expected a ValueError",
+    },
 )  # fmt: skip
 
 
@@ -71,82 +74,67 @@ def _check_guard(answer):
     bad_start = [1.0, math.inf, 40.0, 1.0, math.nan, 1.0, 1.0, 90.0, 1.0]
     for factor, window in ((3.0, 3), (2.0, 4), (10.0, 1)):
         for norms in (ramp, noisy, rising, bad_start):
-            guard, reference = answer(factor, window), _Reference(factor, window)
+            skip, reference = answer(factor, window), guard(factor, window)
+            if not callable(skip):
+                raise Wrong(f"expected guard({factor:g}, {window}) to return a function, got {skip!r:.60}")
             for i, norm in enumerate(norms):
-                given = f"Guard({factor:g}, {window}).skip({norm:.4g}) after {[round(n, 2) for n in norms[:i]]}"
-                expect(guard.skip(norm), reference.skip(norm), given)
+                given = f"skip({norm:.4g}) of guard({factor:g}, {window}), after {[round(n, 2) for n in norms[:i]]}"
+                expect(skip(norm), reference(norm), given)
     one, other = answer(3.0, 2), answer(3.0, 2)
     for norm in (1.0, 1.0):
-        one.skip(norm)
-    expect(other.skip(50.0), False, "a new Guard(3, 2).skip(50) after another Guard has seen norms")
+        one(norm)
+    expect(other(50.0), False, "skip(50) of a new guard(3, 2), after another guard has seen norms")
 
 
-class Guard:
-    def __init__(self, factor, window):
-        self.factor, self.window, self.kept = factor, window, []
+def guard(factor, window):
+    kept = []
 
-    def skip(self, norm):
-        usual = statistics.median(self.kept[-self.window :]) if len(self.kept) >= self.window else math.inf
-        if not math.isfinite(norm) or norm > self.factor * usual:
+    def skip(norm):
+        usual = statistics.median(kept[-window:]) if len(kept) >= window else math.inf
+        if not math.isfinite(norm) or norm > factor * usual:
             return True
-        self.kept.append(norm)
+        kept.append(norm)
         return False
 
-
-class _Reference(Guard):
-    pass
+    return skip
 
 
-class _RemembersSkipped(Guard):
-    def skip(self, norm):
-        skipped = super().skip(norm)
-        if skipped and math.isfinite(norm):
-            self.kept.append(norm)
+def _guard(factor, window, kept=None, *, usual=statistics.median, remembers=False, finite=True, forgets=True):
+    """A guard that does one thing wrong."""
+    kept = [] if kept is None else kept
+
+    def skip(norm):
+        bound = factor * usual(kept[-window:] if forgets else kept) if len(kept) >= window else math.inf
+        skipped = (finite and not math.isfinite(norm)) or norm > bound
+        if not skipped or (remembers and math.isfinite(norm)):
+            kept.append(norm)
         return skipped
 
-
-class _TakesTheMean(Guard):
-    def skip(self, norm):
-        usual = statistics.fmean(self.kept[-self.window :]) if len(self.kept) >= self.window else math.inf
-        if not math.isfinite(norm) or norm > self.factor * usual:
-            return True
-        self.kept.append(norm)
-        return False
+    return skip
 
 
-class _KeepsInfinite(Guard):
-    def skip(self, norm):
-        usual = statistics.median(self.kept[-self.window :]) if len(self.kept) >= self.window else math.inf
-        if norm > self.factor * usual:
-            return True
-        self.kept.append(norm)
-        return False
-
-
-class _NeverForgets(Guard):
-    def skip(self, norm):
-        usual = statistics.median(self.kept) if len(self.kept) >= self.window else math.inf
-        if not math.isfinite(norm) or norm > self.factor * usual:
-            return True
-        self.kept.append(norm)
-        return False
+_shared = []
 
 
 lesson.add(
     2, 2, "A guard against bad batches", check=_check_guard,
-    hints=["Keep a list of the norms that were not skipped; the median is of its last `window`.",
+    hints=["Keep a list in the outer function, of the norms that were not skipped; the median is of its last `window`.",
            "Ask math.isfinite(norm) first. With fewer than `window` kept norms, only that counts."],
-    solution=Guard,
+    solution=guard,
     wrong={
-        _RemembersSkipped: "expected True", _TakesTheMean: "expected", _KeepsInfinite: "expected True",
-        _NeverForgets: "expected",
+        (lambda factor, window: _guard(factor, window, remembers=True)): "expected True",
+        (lambda factor, window: _guard(factor, window, usual=statistics.fmean)): "expected",
+        (lambda factor, window: _guard(factor, window, finite=False)): "expected True",
+        (lambda factor, window: _guard(factor, window, forgets=False)): "expected",
+        (lambda factor, window: _guard(factor, window, _shared)): "expected",
     },
 )  # fmt: skip
 
 
 def _check_pack(answer):
     draw = np.random.default_rng(0)
-    cases = [([3, 5, 2, 4, 2], 7), ([4, 4, 4], 4), ([], 5), ([6, 1, 5, 2, 4, 3], 10), (draw.integers(50, 270, 60).tolist(), 512)]
+    cases = [([3, 5, 2, 4, 2], 7), ([4, 4, 4], 4), ([], 5), ([6, 1, 5, 2, 4, 3], 10)]
+    cases.append((draw.integers(50, 270, 60).tolist(), 512))
     for lengths, context in cases:
         shown = lengths if len(lengths) < 10 else f"{len(lengths)} random lengths"
         got, want = answer(list(lengths), context), pack(lengths, context)
@@ -157,8 +145,9 @@ def _check_pack(answer):
             raise Wrong(f"expected lists of indices for {given}, got {got!r:.80}") from None
         if sorted(i for row in got for i in row) != list(range(len(lengths))):
             raise Wrong(f"expected each story in exactly one row for {given}, got {str(got):.120}")
-        if full := [row for row in got if sum(lengths[i] for i in row) > context]:
-            raise Wrong(f"expected at most {context} tokens a row for {given}, got a row with {sum(lengths[i] for i in full[0])}")
+        most = max((sum(lengths[i] for i in row) for row in got), default=0)
+        if most > context:
+            raise Wrong(f"expected at most {context} tokens a row for {given}, got a row with {most}")
         if got != want:
             raise Wrong(f"expected {str(want):.100} for {given}, got {str(got):.100}")
     try:
@@ -235,12 +224,12 @@ def _check_row_mask(answer):
         expect(positions.numpy(), want_positions, f"the positions of {given}")
         if mask.dtype != torch.bool:
             raise Wrong(f"expected a mask of True and False for {given}, got {mask.dtype}")
-        T = sum(lengths)
+        T, ends = sum(lengths), np.cumsum(lengths).tolist()
         expect(np.array(mask.shape), np.array([T, T]), f"the shape of the mask of {given}")
         for i in range(T):
             for j in range(T):
-                same_story = bisect.bisect(np.cumsum(lengths).tolist(), i) == bisect.bisect(np.cumsum(lengths).tolist(), j)
-                expect(bool(mask[i, j]), same_story and j <= i, f"may token {i} attend to token {j} in a row with {given}")
+                may = bisect.bisect(ends, i) == bisect.bisect(ends, j) and j <= i
+                expect(bool(mask[i, j]), may, f"may token {i} attend to token {j} in a row with {given}")
 
 
 def row_mask(lengths):
