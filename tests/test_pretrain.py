@@ -26,17 +26,22 @@ from llmscratch.scientist.pretrain import (
     Batches,
     Recipe,
     checkpoints,
-    encode,
     hub_source,
-    nats,
     pretrain,
-    rows,
-    story_bits,
     story_source,
     train_step,
 )
 from llmscratch.scientist.stories import World
-from llmscratch.scientist.storyteller import load_model, save_model, storyteller, tell
+from llmscratch.scientist.storyteller import (
+    encode,
+    load_model,
+    nats,
+    rows,
+    save_model,
+    story_bits,
+    storyteller,
+    tell,
+)
 from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 
 TINY = Recipe(
@@ -97,6 +102,9 @@ def test_an_epoch_meets_each_document_at_most_once_and_like_lengths_together():
     assert max(max(map(len, b)) - min(map(len, b)) for b in (batches[s] for s in range(12))) < 8
     with pytest.raises(ValueError, match="50 documents do not fill one batch of 51"):
         Batches(lambda epoch: documents(), 51)
+    shrinking = Batches(lambda epoch: documents()[epoch:], 4)
+    with pytest.raises(ValueError, match="epoch 1 has 49 documents, the first had 50"):
+        shrinking[12]
 
 
 def test_rows_pad_and_leave_the_padding_out():
@@ -106,6 +114,8 @@ def test_rows_pad_and_leave_the_padding_out():
     together = nats(model, documents()[:7])
     alone = torch.cat([nats(model, [ids]) for ids in documents()[:7]])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(story_bits(model, documents()[:7], batch=3) * math.log(2), alone.detach(), rtol=1e-5)
+    assert story_bits(model, []).shape == (0,)
 
 
 def test_encode_begins_ends_and_cuts():
@@ -116,6 +126,8 @@ def test_encode_begins_ends_and_cuts():
     pieces = encode([text], tokenizer, 50)
     assert max(map(len, pieces)) == 51 and all(a[-1] == b[0] for a, b in itertools.pairwise(pieces))
     assert np.concatenate([pieces[0], *(piece[1:] for piece in pieces[1:])]).tolist() == whole.tolist()
+    with pytest.raises(ValueError, match="context must be at least 1"):
+        encode([text], tokenizer, 0)
 
 
 # The recipe
@@ -124,7 +136,8 @@ def test_encode_begins_ends_and_cuts():
 @pytest.mark.parametrize(
     "unfit",
     [{"batch": 0}, {"micro": 0}, {"steps": 0}, {"lr": 0.0}, {"lr": math.nan}, {"clip": -1.0},
-     {"warmup": 3_000, "steps": 3_000}, {"warmup": -1}, {"floor": 1.5}, {"floor": -0.1}],
+     {"warmup": 3_000, "steps": 3_000}, {"warmup": -1}, {"floor": 1.5}, {"floor": -0.1},
+     {"batch": 2.5}, {"lr": math.inf}, {"weight_decay": -1}, {"beta2": 1.0}],
 )  # fmt: skip
 def test_an_unfit_recipe_is_refused(unfit):
     with pytest.raises(ValueError, match=next(iter(unfit))):
@@ -208,6 +221,12 @@ def test_a_loss_that_is_not_finite_leaves_the_weights():
     with pytest.raises(FloatingPointError, match="loss nan"):
         train_step(model, TINY.optimizer(model), documents()[:4], TINY, 1e-3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_batch_without_documents_is_refused():
+    model = TINY.model(V)
+    with pytest.raises(ValueError, match="at least one document"):
+        train_step(model, TINY.optimizer(model), [], TINY, 1e-3)
 
 
 def test_bf16_gives_nearly_the_same_loss_and_float32_weights():
@@ -316,6 +335,15 @@ def test_another_recipe_does_not_go_on(tmp_path):
     with pytest.raises(CheckpointError, match="recipe is .* expected") as error:
         run(tmp_path, replace(TINY, lr=1e-3))
     assert "remove it" not in str(error.value)
+    other_data = Batches(lambda epoch: documents()[::-1], TINY.batch)
+    with pytest.raises(CheckpointError, match="data is .* expected"):
+        pretrain(TINY, other_data, TINY.model(V), folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("other", [{"batch": 5}, {"batch": 4, "seed": 1}])
+def test_batches_must_be_those_of_the_recipe(other):
+    with pytest.raises(ValueError, match="the recipe has batch 4 and seed 0, but batches has"):
+        pretrain(TINY, Batches(lambda epoch: documents(), **other), TINY.model(V), progress=False)
 
 
 def test_a_full_disk_is_told_and_leaves_whole_files(tmp_path):
@@ -468,9 +496,9 @@ def test_the_hub_is_read_on_from_epoch_to_epoch(monkeypatch):
     texts = Stream({"text": f"A story about the number {n}."} for n in range(20))
     monkeypatch.setattr(module, "tinystories", lambda split: texts)
     tokenizer = storyteller_tokenizer()
-    source = hub_source(tokenizer, 64, size=5)
-    told = [tokenizer.decode(ids[1:-1].tolist()) for epoch in (0, 2) for ids in source(epoch)]
-    assert told == [texts[n]["text"] for n in (0, 1, 2, 3, 4, 10, 11, 12, 13, 14)]
+    source = hub_source(tokenizer, 64, size=4, total=19)  # four whole epochs, then the first again
+    told = [tokenizer.decode(ids[1:-1].tolist()) for epoch in (0, 3, 4) for ids in source(epoch)]
+    assert told == [texts[n]["text"] for n in (0, 1, 2, 3, 12, 13, 14, 15, 0, 1, 2, 3)]
 
 
 # Telling and keeping
@@ -492,6 +520,24 @@ def test_tell_writes_what_generate_writes():
     assert first == again != other and len(set(first)) == 4
     with pytest.raises(ValueError, match="temperature"):
         tell(model, tokenizer, temperature=-1)
+    with pytest.raises(ValueError, match="the context is 48"):
+        tell(model, tokenizer, prompt="One day. " * 20)
+    assert tell(model, tokenizer, 0) == []
+
+
+def test_tell_stops_each_story_at_its_own_end():
+    """Each of several stories is as if the model read the whole text again for every token."""
+    tokenizer, model = storyteller_tokenizer(), small_model()
+    told = tell(model, tokenizer, 6, temperature=1.5, generator=torch.Generator().manual_seed(4))
+    draw, ids, going = torch.Generator().manual_seed(4), [[2044] for _ in range(6)], list(range(6))
+    while going and len(ids[going[0]]) <= 48:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[i] for i in going]))[:, -1]
+        drawn = torch.multinomial((logits / 1.5).softmax(-1), 1, generator=draw)[:, 0].tolist()
+        for i, token in zip(going, drawn, strict=True):
+            ids[i].append(token)
+        going = [i for i in going if ids[i][-1] != 2044]
+    assert told == [tokenizer.decode(row[1:-1] if row[-1] == 2044 else row[1:]) for row in ids]
 
 
 def test_tell_stops_at_the_end_and_keeps_the_mode():
@@ -523,6 +569,9 @@ def test_a_model_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
     path.write_bytes(data[:1000])
     with pytest.raises(ValueError, match="truncated or damaged"):
         load_model(path)
+    path.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    with pytest.raises(ValueError, match="its checksum is not that"):
+        load_model(path)
 
 
 def test_another_safetensors_file_is_no_model(tmp_path):
@@ -547,8 +596,7 @@ def test_the_storyteller_needs_hardly_more_bits_than_its_stories_hold():
 
 def test_the_storyteller_tells_stories_that_the_generator_could_have_told():
     model, tokenizer = storyteller()
-    with torch.autocast("cpu", torch.bfloat16):
-        told = tell(model, tokenizer, 10, generator=torch.Generator().manual_seed(1))
+    told = tell(model, tokenizer, 10, generator=torch.Generator().manual_seed(1))
     world = World.load()
     possible = [any(True for _ in world.paths(text)) for text in told]
     assert sum(possible) >= 8, "\n".join(text for text, fine in zip(told, possible, strict=True) if not fine)

@@ -1,6 +1,7 @@
 """Exercises of 4S 07, pretraining."""
 
 import bisect
+import itertools
 import math
 import statistics
 
@@ -148,8 +149,9 @@ def _check_pack(answer):
         most = max((sum(lengths[i] for i in row) for row in got), default=0)
         if most > context:
             raise Wrong(f"expected at most {context} tokens a row for {given}, got a row with {most}")
-        if got != want:
-            raise Wrong(f"expected {str(want):.100} for {given}, got {str(got):.100}")
+        for n, (mine, right) in enumerate(itertools.zip_longest(got, want)):
+            if mine != right:
+                raise Wrong(f"expected row {n} to be {right} for {given}, got {mine} (ties stay in their order)")
     try:
         answer([3, 9], 8)
     except ValueError:
@@ -209,7 +211,7 @@ lesson.add(
     hints=["Python's sorted is stable: sorted(range(n), key=lambda i: -lengths[i]) keeps equal lengths in order.",
            "Keep, beside the rows, the room that is left in each; next(...) finds the first with enough."],
     solution=pack,
-    wrong={_in_given_order: "for lengths", _only_the_last_row: "for lengths", _too_full: "tokens a row"},
+    wrong={_in_given_order: "expected row", _only_the_last_row: "expected row", _too_full: "tokens a row"},
 )  # fmt: skip
 
 

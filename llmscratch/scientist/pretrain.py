@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import time
+import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,53 +16,33 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import distributed as dist
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from llmscratch.basis.train import CheckpointError, load_checkpoint, looking, save_checkpoint
+from llmscratch.basis.train import CheckpointError, load_checkpoint, save_checkpoint
 from llmscratch.kit import device, scale, stories, tinystories
 from llmscratch.scientist.gpt import GPT, GPTConfig
 from llmscratch.scientist.stories import World
-from llmscratch.scientist.storyteller import save_model, tell
+from llmscratch.scientist.storyteller import encode, nats, save_model, story_bits, tell
 from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 
-__all__ = [
-    "Batches",
-    "Recipe",
-    "checkpoints",
-    "encode",
-    "hub_source",
-    "main",
-    "nats",
-    "pretrain",
-    "rows",
-    "story_bits",
-    "story_source",
-    "train_step",
-]
-
-
-def encode(texts, tokenizer, context):
-    """Each text as a uint16 array that begins and ends with <|endoftext|>; a longer one is cut into several."""
-    end, documents = tokenizer.encode("<|endoftext|>", allowed_special={"<|endoftext|>"}), []
-    for text in texts:
-        ids = np.array(end + tokenizer.encode(text) + end, dtype=np.uint16)
-        documents += [ids[at : at + context + 1] for at in range(0, len(ids) - 1, context)]
-    return documents
+__all__ = ["Batches", "Recipe", "checkpoints", "hub_source", "main", "pretrain", "story_source", "train_step"]
 
 
 class Batches:
     """Batches of whole documents by the number of the step: the same ones in every process and after every restart.
+
     source(epoch): the documents of an epoch, always as many. Documents of like length come together, since a row is
-    padded to the longest of its batch; which batch comes when is drawn from (seed, epoch).
+    padded to the longest of its batch; which batch comes when is drawn from (seed, epoch). ValueError when an epoch
+    does not fill a batch, or has not as many documents as the first.
     """
 
     def __init__(self, source, batch, seed=0, pool=16):
-        self.source, self.batch, self.seed, self.pool, self.epoch = source, batch, seed, pool, None
+        self.source, self.batch, self.seed, self.pool, self.epoch, self.size = source, batch, seed, pool, None, None
         self._fill(0)
+        self.size = len(self.documents)
         if not self.order:
-            raise ValueError(f"{len(self.documents)} documents do not fill one batch of {batch}")
+            raise ValueError(f"{self.size} documents do not fill one batch of {batch}")
 
     def _fill(self, epoch):
         self.documents, rng = self.source(epoch), np.random.default_rng([self.seed, epoch])
@@ -71,6 +52,8 @@ class Batches:
             self.order += [near[i : i + self.batch] for i in range(0, len(near) - self.batch + 1, self.batch)]
         rng.shuffle(self.order)
         self.epoch = epoch
+        if self.size not in (None, len(drawn)):
+            raise ValueError(f"epoch {epoch} has {len(drawn)} documents, the first had {self.size}: give as many")
 
     def __getitem__(self, step):
         """The documents of a step."""
@@ -80,35 +63,9 @@ class Batches:
         return [self.documents[i] for i in self.order[at]]
 
 
-def rows(documents, to="cpu"):
-    """(tokens, targets), both (B, T): padded to the longest; the targets of the padding are −100 and count nowhere."""
-    T = max(map(len, documents)) - 1
-    tokens, targets = torch.zeros(len(documents), T, dtype=torch.long), torch.full((len(documents), T), -100)
-    for row, ids in enumerate(documents):
-        ids = torch.from_numpy(ids.astype(np.int64))
-        tokens[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
-    return tokens.to(to), targets.to(to)
-
-
-def nats(model, documents, bf16=False):
-    """Cross-entropy of each document in nats, (B,): the sum over its tokens, given those before."""
-    to = next(model.parameters()).device
-    tokens, targets = rows(documents, to)
-    with torch.autocast(to.type, torch.bfloat16, enabled=bf16):
-        logits = model(tokens)
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).sum(1)
-
-
-def story_bits(model, documents, batch=32, bf16=False):
-    """The bits that a model needs for each document, an array: to hold against −log₂ p of its generator."""
-    with looking(model):
-        groups = [nats(model, documents[at : at + batch], bf16) for at in range(0, len(documents), batch)]
-    return torch.cat(groups).double().cpu().numpy() / math.log(2)
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a run depends on; two runs with one recipe give the same model. ValueError if unfit."""
+    """Every choice of a run: with the same data and threads, one recipe gives one model. ValueError if unfit."""
 
     n_layer: int = 4
     n_head: int = 4
@@ -127,9 +84,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("batch", "micro", "steps", "lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        for name, kind in {"batch": int, "micro": int, "steps": int, "lr": (int, float), "clip": (int, float)}.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be {'a whole number ' if kind is int else ''}above 0, got {value!r}")
+        if not self.weight_decay >= 0 or not 0 <= self.beta2 < 1:
+            got = f"{self.weight_decay}, {self.beta2}"
+            raise ValueError(f"needs weight_decay ≥ 0 and 0 ≤ beta2 < 1; got {got}")
         if not 0 <= self.warmup < self.steps or not 0 <= self.floor <= 1:
             raise ValueError(f"needs 0 ≤ warmup < steps, 0 ≤ floor ≤ 1; got {self.warmup}, {self.steps}, {self.floor}")
 
@@ -154,9 +115,12 @@ class Recipe:
 
 def train_step(model, optimizer, documents, recipe, lr):
     """One update on a batch shared by all processes, in pieces of `recipe.micro`; (loss in nats a token, norm).
+
     However it is cut up, the gradient is that of the mean over all tokens of the batch. FloatingPointError when the
-    loss or the gradient is not finite: the weights are then as before.
+    loss or the gradient is not finite: the weights are then as before. ValueError for a batch without documents.
     """
+    if not documents:
+        raise ValueError("a batch must have at least one document")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     count, mine = sum(len(ids) - 1 for ids in documents), documents[rank::world]
     pieces = [mine[at : at + recipe.micro] for at in range(0, len(mine), recipe.micro)]
@@ -198,13 +162,13 @@ def _keep(folder, step, model, optimizer, notes):
         old.unlink()
 
 
-def _resume(folder, recipe, model, optimizer):
-    """Load the newest checkpoint of a folder; the log until then, [] when there is none."""
+def _resume(folder, expect, model, optimizer):
+    """Load the newest checkpoint of a folder, in which `expect` must stand; the log until then, [] for none."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     if not (found := checkpoints(folder)):
         return []
     try:
-        return load_checkpoint(found[-1], model, optimizer, expect={"recipe": asdict(recipe)})[0]["log"]
+        return load_checkpoint(found[-1], model, optimizer, expect=expect)[0]["log"]
     except CheckpointError as error:
         before = f" To go on from {found[-2].name}, remove it." if len(found) > 1 and "damaged" in str(error) else ""
         raise CheckpointError(f"{error}.{before}") from None
@@ -212,15 +176,21 @@ def _resume(folder, recipe, model, optimizer):
 
 def pretrain(recipe, batches, model, *, folder=None, save_every=100, look_every=100, look=None, progress=True):
     """Train `model` for `recipe.steps` steps; the log: one dict a step, with step, loss, lr, norm, tokens, seconds.
+
     folder: checkpoints go there every `save_every` steps, and a run goes on from the newest: bit for bit on a CPU.
     look(step, model): called every `look_every` steps and at the end; what it returns (a dict) joins the log.
-    CheckpointError when a checkpoint is damaged, of another recipe, or cannot be written; earlier ones stay.
+    CheckpointError when a checkpoint is damaged, of another recipe or other data, or cannot be written; earlier ones
+    stay. ValueError when batches are not those of the recipe, or too small for the number of processes.
     """
+    if (batches.batch, batches.seed) != (recipe.batch, recipe.seed):
+        found = f"batch {batches.batch} and seed {batches.seed}"
+        raise ValueError(f"the recipe has batch {recipe.batch} and seed {recipe.seed}, but batches has {found}")
     world = dist.get_world_size() if dist.is_initialized() else 1
     if recipe.batch < world:
         raise ValueError(f"a batch of {recipe.batch} cannot be shared by {world} processes: each needs a story")
     optimizer, first = recipe.optimizer(model), world == 1 or dist.get_rank() == 0
-    log = [] if folder is None else _resume(folder, recipe, model, optimizer)
+    run = {"recipe": asdict(recipe), "data": zlib.crc32(b"".join(ids.tobytes() for ids in batches[0]))}
+    log = [] if folder is None else _resume(folder, run, model, optimizer)
     trained = DistributedDataParallel(model) if world > 1 else model
     model.train()
     with tqdm(total=recipe.steps, initial=len(log), disable=not (progress and first), mininterval=5) as bar:
@@ -233,7 +203,7 @@ def pretrain(recipe, batches, model, *, folder=None, save_every=100, look_every=
             if look is not None and first and (done or (step + 1) % look_every == 0):
                 log[-1] |= look(step + 1, model) or {}
             if folder is not None and first and (done or (step + 1) % save_every == 0):
-                _keep(folder, step + 1, model, optimizer, {"recipe": asdict(recipe), "log": log})
+                _keep(folder, step + 1, model, optimizer, run | {"log": log})
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
     model.eval()
@@ -246,10 +216,17 @@ def story_source(tokenizer, context, size=8_192, first_seed=1_000):
     return lambda epoch: encode((s.text for s in world.stories(size, first_seed + epoch)), tokenizer, context)[:size]
 
 
-def hub_source(tokenizer, context, size=65_536):
-    """A source for Batches: every epoch the next documents of TinyStories, streamed from the Hugging Face Hub."""
-    take = lambda epoch: itertools.islice(tinystories("train").skip(epoch * size), size)
-    return lambda epoch: encode((record["text"] for record in take(epoch)), tokenizer, context)[:size]
+def hub_source(tokenizer, context, size=65_536, total=2_100_000):
+    """A source for Batches: every epoch the next documents of TinyStories, streamed from the Hugging Face Hub.
+
+    total: of how many; after the last whole epoch among them comes the first again.
+    """
+
+    def documents(epoch):
+        stream = tinystories("train").skip(epoch % (total // size) * size)
+        return encode((record["text"] for record in itertools.islice(stream, size)), tokenizer, context)[:size]
+
+    return documents
 
 
 def _options(argv):

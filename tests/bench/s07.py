@@ -11,9 +11,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from llmscratch.kit import Race, race, stories
 from llmscratch.scientist.ngram import Counts, KneserNey, Words
-from llmscratch.scientist.pretrain import Batches, Recipe, encode, pretrain, rows, story_bits, train_step
+from llmscratch.scientist.pretrain import Batches, Recipe, pretrain, train_step
 from llmscratch.scientist.stories import World
-from llmscratch.scientist.storyteller import storyteller, tell
+from llmscratch.scientist.storyteller import encode, rows, story_bits, storyteller, tell
 from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 from tests.anatomy import code_cells, read, tree
 from tests.bench import against, row
@@ -30,13 +30,13 @@ def corner(split: str, context: int = 288):
     return found, encode((story.text for story in found), storyteller_tokenizer(), context)
 
 
-def tokens_a_second(recipe: Recipe, repeats: int) -> Race:
+def tokens_a_second(recipe: Recipe, repeats: int, **options) -> Race:
     """Training tokens a second on the same batches: ours, and transformers' GPT-2 as the lesson trains it."""
     tokenizer = storyteller_tokenizer()
     space = {"torch": torch, "F": F, "rows": rows, "tokenizer": tokenizer}
     space |= {"GPT2Config": GPT2Config, "GPT2LMHeadModel": GPT2LMHeadModel}
     exec(source(NOTEBOOK, "their_step"), space)
-    theirs, model = space["their_step"](recipe), recipe.model(tokenizer.n_vocab)
+    theirs, model = space["their_step"](recipe, **options), recipe.model(tokenizer.n_vocab)
     optimizer, documents = recipe.optimizer(model), Batches(lambda epoch: corner("train")[1], recipe.batch)[0]
     timed = race(
         "a training step", lambda: train_step(model, optimizer, documents, recipe, 1e-4), lambda: theirs(documents),
@@ -51,6 +51,12 @@ def tokens_a_second(recipe: Recipe, repeats: int) -> Race:
 def speed_small() -> Race:
     sizes = {"n_layer": 3, "n_head": 3, "d_model": 96, "context": 288, "batch": 8, "micro": 8}
     return tokens_a_second(Recipe(**sizes, bf16=False), repeats=30)
+
+
+@row("4S07: the same; theirs: with a fused GELU", at_least=0.9, unit="tokens/s")
+def speed_fused() -> Race:
+    sizes = {"n_layer": 3, "n_head": 3, "d_model": 96, "context": 288, "batch": 8, "micro": 8}
+    return tokens_a_second(Recipe(**sizes, bf16=False), repeats=30, activation_function="gelu_pytorch_tanh")
 
 
 @row("4S07: training speed, the Storyteller's recipe; theirs: transformers' GPT-2", at_least=1.1, unit="tokens/s")
