@@ -76,7 +76,10 @@ class Variable:
 
 
 def read(text, at, piece):
-    """The place after `piece`, None when `text` goes on differently; without a text, what was said and the piece."""
+    """The place after `piece`, None when `text` goes on differently; without a text, what was said and the piece.
+
+    So one method both reads (`at` is a place) and lists all paths (`text` is None, and `at` is what was said so far).
+    """
     if text is None:
         return at + piece
     return at + len(piece) if text.startswith(piece, at) else None
