@@ -138,7 +138,7 @@ lesson.add(
     solution=looks_shuffled,
     wrong={
         _known_words: "shuffled stories to be caught", _too_strict: "good stories to be thrown out",
-        _only_the_ends: "good stories to be thrown out", _only_stops: "shuffled stories to be caught",
+        _only_the_ends: "shuffled stories to be caught", _only_stops: "good stories to be thrown out",
         _only_the_last: "got 0.0%", (lambda text, examples: False): "got 0.0%",
         (lambda text, examples: 0.3): "True or False",
     },

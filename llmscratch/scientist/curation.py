@@ -74,7 +74,7 @@ def failed(text, limits=LIMITS):
 
 
 def fingerprint(text):
-    """32 bytes, equal for texts that differ at most in case, spacing and punctuation; without a word, for equal ones."""
+    """32 bytes, equal for texts that differ at most in case, spacing, punctuation; without a word, for equal ones."""
     return hashlib.sha256((" ".join(re.findall(r"\w+", text.lower())) or text).encode()).digest()
 
 
