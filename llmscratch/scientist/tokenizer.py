@@ -26,10 +26,10 @@ GPT4_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
 
 
 def split_text(text: str, pattern: str = GPT4_PATTERN) -> list[str]:
-    """The pieces of a text, in order. ValueError when the pattern has groups or leaves out something: it would be lost."""
+    """The pieces of a text, in order. ValueError if the pattern has groups, or leaves out (so loses) something."""
     pieces = regex.findall(pattern, text)
     if regex.compile(pattern).groups or sum(map(len, pieces)) != len(text):
-        raise ValueError(f"the pattern {pattern!r} leaves out a part of the text {text[:40]!r}, or has groups: use (?:…)")
+        raise ValueError(f"the pattern {pattern!r} leaves out a part of the text {text[:40]!r}, or has groups")
     return pieces
 
 
@@ -75,7 +75,7 @@ def learn_bpe(words: Mapping[bytes, int], n_tokens: int) -> list[bytes]:
 
 
 def merge_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """The ids of a piece: its bytes, merged by twos, lowest rank first, of equals the leftmost. O(n log n) by a queue."""
+    """The ids of a piece: its bytes, merged by twos, lowest rank first, of equals the leftmost; O(n log n)."""
     if piece in ranks:  # at once, as in tiktoken
         return [ranks[piece]]
     n, queue = len(piece), []
@@ -105,8 +105,7 @@ class Vocabulary:
             raise ValueError("ranks must count from 0, each number once, with every single byte among the tokens")
         self._bytes = {i: token for token, i in self.ranks.items()}
         for name, i in self.specials.items():
-            token = name.encode()
-            if not name or not isinstance(i, int) or i < 0 or self._bytes.setdefault(i, token) != token:
+            if not (t := name.encode()) or not isinstance(i, int) or i < 0 or self._bytes.setdefault(i, t) != t:
                 raise ValueError(f"special token {name!r}, id {i!r}: expected a name, and an id from 0 up that is free")
         self.n_vocab = max(self._bytes) + 1
 
