@@ -170,8 +170,8 @@ lesson.add(
            "format(k, f'0{n}b') keeps leading zeros; n = 0 is the empty string."],
     solution=write_down,
     wrong={
-        _one_point: "to lie from", _one_too_long: "the length of the string", _forgets_the_history: "the length of the string",
-        _no_leading_zeros: "to lie from",
+        _one_point: "to lie from", _one_too_long: "the length of the string", _no_leading_zeros: "to lie from",
+        _forgets_the_history: "the length of the string",
     },
 )  # fmt: skip
 

@@ -87,8 +87,8 @@ class Counts:
         for m, keys in enumerate(self.keys[:order], start=1):
             contexts.append(np.where(room[1:] >= max(m - 1, 1), gram[:-1], -2))
             wanted = contexts[-1] * (self.V + 1) + ids[1:]
-            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            grams.append(np.where((contexts[-1] >= 0) & (keys[at] == wanted), at, -1))
+            at = np.searchsorted(keys, wanted)
+            grams.append(np.where((contexts[-1] >= 0) & (np.append(keys, -1)[at] == wanted), at, -1))
             gram = np.concatenate([[np.searchsorted(keys, self.V) if m == 1 else -1], grams[-1]])
         return ids[1:], np.array(contexts), np.array(grams)
 
@@ -114,7 +114,8 @@ class NGram:
         for m in range(order):  # per level: counts; for each context their sum, and how many symbols followed
             n, context = self.numerators(m), counts.keys[m] // self.size
             total = np.maximum(np.bincount(context, weights=n, minlength=contexts), 1)
-            self.levels.append((n, total, np.bincount(context, minlength=contexts)))
+            types = np.bincount(context, minlength=contexts)
+            self.levels.append((np.append(n, 0), np.append(total, 1), np.append(types, 0)))  # [-1]: never seen
             contexts = len(n)
 
     def one_a_level(self, name, values):
@@ -137,8 +138,7 @@ class NGram:
         symbols, contexts, grams = self.counts.find(documents, self.order)
         p = base = self.base[symbols]
         for m, (context, gram) in enumerate(zip(contexts, grams)):
-            n = np.where(gram >= 0, self.levels[m][0][gram], 0)
-            taken, left = self.parts(m, n, np.maximum(context, 0))
+            taken, left = self.parts(m, self.levels[m][0][gram], np.maximum(context, -1))
             below = base if self.keeps_only_base else p
             p = np.where(context >= 0, taken + left * below, np.where(context == -1, below, p))
         return np.log(p)
@@ -216,7 +216,7 @@ class Interpolated(NGram):
         symbols, contexts, grams = self.counts.find(documents, self.order)
         seen, bits, f = contexts >= 0, [], np.zeros(contexts.shape)  # f: the frequencies, (order, N)
         for m, (n, total, _) in enumerate(self.levels):
-            f[m] = np.where(grams[m] >= 0, n[grams[m]] / total[np.maximum(contexts[m], 0)], 0)
+            f[m] = n[grams[m]] / total[np.maximum(contexts[m], -1)]
         for _ in range(steps):
             left, shares = np.ones(len(symbols)), np.empty(f.shape)
             for m in reversed(range(self.order)):
