@@ -110,13 +110,10 @@ class NGram:
         self.base = np.full(self.size, 1 / self.size) if base is None else np.asarray(base, float)
         if self.base.shape != (self.size,) or self.base.min() <= 0 or abs(self.base.sum() - 1) > 1e-9:
             raise ValueError(f"base must be {self.size} probabilities above 0 that sum to 1")
-        contexts = 1
-        for m in range(order):  # per level: counts; for each context their sum, and how many symbols followed
-            n, context = self.numerators(m), counts.keys[m] // self.size
-            total = np.maximum(np.bincount(context, weights=n, minlength=contexts), 1)
-            types = np.bincount(context, minlength=contexts)
-            self.levels.append((np.append(n, 0), np.append(total, 1), np.append(types, 0)))  # [-1]: never seen
-            contexts = len(n)
+        for m in range(order):  # per level: counts; for each context their sum, how many symbols followed; [-1]: never seen
+            n, context, size = self.numerators(m), counts.keys[m] // self.size, len(counts.keys[m - 1]) if m else 1
+            total, types = np.bincount(context, weights=n, minlength=size), np.bincount(context, minlength=size)
+            self.levels.append((np.append(n, 0), np.append(np.maximum(total, 1), 1), np.append(types, 0)))
 
     def one_a_level(self, name, values):
         """The values as an array (order,). ValueError unless each is from 0 to under 1."""
