@@ -110,7 +110,7 @@ class NGram:
         self.base = np.full(self.size, 1 / self.size) if base is None else np.asarray(base, float)
         if self.base.shape != (self.size,) or self.base.min() <= 0 or abs(self.base.sum() - 1) > 1e-9:
             raise ValueError(f"base must be {self.size} probabilities above 0 that sum to 1")
-        for m in range(order):  # per level: counts; for each context their sum, how many symbols followed; [-1]: never seen
+        for m in range(order):  # counts; per context their sum, and how many symbols; [-1]: never seen
             n, context, size = self.numerators(m), counts.keys[m] // self.size, len(counts.keys[m - 1]) if m else 1
             total, types = np.bincount(context, weights=n, minlength=size), np.bincount(context, minlength=size)
             self.levels.append((np.append(n, 0), np.append(np.maximum(total, 1), 1), np.append(types, 0)))
