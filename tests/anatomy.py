@@ -162,9 +162,16 @@ def stub(cells, name: str) -> ast.stmt | None:
     return None
 
 
-def exported_cells(nb) -> list[tuple[int, nbformat.NotebookNode]]:
-    """The code cells that nbdev writes into the library."""
-    return [(i, cell) for i, cell in code_cells(nb) if re.match(r"\s*#\|\s*export", cell.source)]
+def exported_cells(nb) -> dict[str, list[tuple[int, nbformat.NotebookNode]]]:
+    """Module → the code cells that are written into it; modules in the order of their first cells.
+
+    `#| export` alone means the notebook's module, "" when it names none; `#| export basis.other` means a second one.
+    """
+    found = {}
+    for i, cell in code_cells(nb):
+        if match := re.search(r"^\s*#\|[ \t]*export\w*[ \t]*(\S*)", cell.source, re.MULTILINE):
+            found.setdefault(match[1] or default_exp(nb), []).append((i, cell))
+    return found
 
 
 def default_exp(nb) -> str:
@@ -180,18 +187,20 @@ def default_exp(nb) -> str:
 
 
 @functools.cache
-def _export_at(path: Path, _changed: int) -> str:
-    return default_exp(nbformat.read(path, as_version=4))
+def _exports_at(path: Path, _changed: int) -> list[str]:
+    nb = nbformat.read(path, as_version=4)
+    return [module for module in exported_cells(nb) or [default_exp(nb)] if module]
 
 
 def exports(course: Path) -> dict[str, Path]:
-    """Generated module (`llmscratch.basis.autograd`) → the notebook that exports it, in reading order."""
+    """Generated module (`llmscratch.basis.autograd`) → the notebook that exports it, in reading order.
+
+    The modules of one notebook stand in the order of their first cells.
+    """
     found = {}
     for series in SERIES:
         for path in sorted((course / series).glob("[0-9][0-9]_*.ipynb")):
-            module = _export_at(path, path.stat().st_mtime_ns)
-            if module:
-                found[f"llmscratch.{module}"] = path
+            found |= {f"llmscratch.{module}": path for module in _exports_at(path, path.stat().st_mtime_ns)}
     return found
 
 

@@ -467,16 +467,32 @@ def imports(nb, path) -> list[str]:
 
 def exported(nb, path) -> list[str]:
     """Exported code reads as if written by hand: imports in its first cell, docstrings, errors instead of asserts, and
-    at most 300 lines in the generated module.
+    at most 300 lines in each generated module.
     """
+    made, default = exported_cells(nb), default_exp(nb)
     found = []
-    cells = exported_cells(nb)
-    module = default_exp(nb)
-    if bool(cells) != bool(module):
+    if (default in made) != bool(default) or not default and made:
         found.append("`#| export` and `#| default_exp` go together: the notebook has one without the other")
     series = SERIES.get(path.parent.name)
-    if module and not re.fullmatch(rf"{series}\.[a-z_][a-z0-9_]*", module):
-        found.append(f"`#| default_exp {module}` must name a module of this series, such as {series}.name")
+    for module, cells in {**dict.fromkeys([default] if default else [], []), **made}.items():
+        directive = "default_exp" if module == default else "export"
+        if module and not re.fullmatch(rf"{series}\.[a-z_][a-z0-9_]*", module):
+            found.append(f"`#| {directive} {module}` must name a module of this series, such as {series}.name")
+        if directive == "export" and not ast.get_docstring(tree(cells[0][1])):
+            found.append(f"{at(*cells[0])} is the first of {module} and must begin with its docstring")
+        found += _exported_code(cells)
+        file = path.parent.parent / "llmscratch" / (module.replace(".", "/") + ".py")
+        lines = len(file.read_text(encoding="utf-8").splitlines()) if module and file.is_file() else 0
+        if lines > 300:
+            found.append(
+                f"llmscratch/{module.replace('.', '/')}.py has {lines} lines; at most 300, so split or tighten it"
+            )
+    return found
+
+
+def _exported_code(cells) -> list[str]:
+    """What is wrong with the code of the cells of one module."""
+    found = []
     for place, (i, cell) in enumerate(cells):
         code = tree(cell)
         if any(isinstance(node, ast.Assert) for node in ast.walk(code)):
@@ -489,13 +505,6 @@ def exported(nb, path) -> list[str]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
             and not node.name.startswith("_") and not ast.get_docstring(node)
         ]  # fmt: skip
-    file = path.parent.parent / "llmscratch" / (module.replace(".", "/") + ".py")
-    if module and file.is_file():
-        lines = len(file.read_text(encoding="utf-8").splitlines())
-        if lines > 300:
-            found.append(
-                f"llmscratch/{module.replace('.', '/')}.py has {lines} lines; at most 300, so split or tighten it"
-            )
     return found
 
 

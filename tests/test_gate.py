@@ -342,6 +342,17 @@ def _module_of_another_series(nb, path):
     cell(nb, "#| default_exp").source = "#| default_exp scientist.sample"
 
 
+def _second_module_without_docstring(nb, path):
+    nb.cells.insert(7, code("#| export basis.more\nimport cmath"))
+    for number, other in enumerate((other for other in nb.cells if other.cell_type == "code"), 1):
+        other.execution_count = number
+
+
+def _second_module_of_another_series(nb, path):
+    _second_module_without_docstring(nb, path)
+    cell(nb, "#| export basis.more").source = '#| export engineer.more\n"""More."""\n\nimport cmath'
+
+
 def _long_module(nb, path):
     module = path.parent.parent / "llmscratch" / "basis" / "sample.py"
     module.parent.mkdir(parents=True)
@@ -422,6 +433,8 @@ SPOILT = [
     (gate.exported, _late_import, "first exported cell"),
     (gate.exported, _export_without_module, "go together"),
     (gate.exported, _module_of_another_series, "a module of this series, such as basis.name"),
+    (gate.exported, _second_module_without_docstring, "is the first of basis.more and must begin with its docstring"),
+    (gate.exported, _second_module_of_another_series, "`#| export engineer.more` must name a module of this series"),
     (gate.exported, _long_module, "has 301 lines"),
 ]  # fmt: skip
 

@@ -4,9 +4,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 import samples
 from anatomy import exercises_module, exports, imported, order, within
+from nbformat.v4 import new_code_cell
 
 from llmscratch.kit.paths import SERIES
 
@@ -37,15 +39,18 @@ def kit_faults(course: Path) -> list[str]:
 
 
 def generated_faults(course: Path) -> list[str]:
-    """A generated module comes from a notebook and imports what earlier ones export; no pictures, no exercises."""
+    """A generated module comes from a notebook and imports what earlier ones export, or what stands earlier in the same
+    one; no pictures, no exercises.
+    """
     made = exports(course)
+    places = {module: place for place, module in enumerate(made)}
     found = []
     for package in SERIES.values():
         for path in sorted((course / "llmscratch" / package).glob("[a-z]*.py")):
             if f"llmscratch.{package}.{path.stem}" not in made:
                 found.append(f"llmscratch.{package}.{path.stem} is exported by no notebook")
         for name, target in imports_of(course, package):
-            earlier = [module for module, path in made.items() if name in made and order(path) < order(made[name])]
+            earlier = [module for module in made if name in made and places[module] < places[name]]
             if within(target, GENERATED) and not within(target, earlier):
                 found.append(f"{name} imports {target}, which no earlier notebook exports")
             if within(target, NOT_FOR_GENERATED) or target in ("llmscratch.kit", "llmscratch.kit.*"):
@@ -106,6 +111,18 @@ def all_faults(course: Path) -> list[str]:
 
 def test_a_course_in_order_has_no_faults(course):
     assert all_faults(course) == []
+
+
+def test_a_second_module_of_a_notebook_takes_from_the_first_and_not_the_other_way_round(course):
+    path = course / "01_common_basis" / "07_first.ipynb"
+    nb = nbformat.read(path, as_version=4)
+    nb.cells.insert(7, new_code_cell('#| export basis.more\n"""More."""'))
+    nbformat.write(nb, path)
+    put(course, "basis/more.py", "from llmscratch.basis.first import area")
+    put(course, "basis/second.py", "from llmscratch.basis.more import volume")
+    assert all_faults(course) == []
+    put(course, "basis/first.py", "from llmscratch.basis.more import volume")
+    assert ["no earlier notebook exports" in fault for fault in all_faults(course)] == [True]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Real runs of small notebooks in real kernels: what is kept, what is reported, and what is left behind (nothing)."""
 
+import io
 import os
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
+from rich.console import Console
 from small_course import files, lesson, printed
 
-from llmscratch.kit import lessons, runner
+from llmscratch.kit import lessons, runner, runner_view
 
 KEEP_PID = "import os, pathlib; pathlib.Path({!r}).write_text(str(os.getpid()))"
 CHILD = """\
@@ -64,7 +66,7 @@ class Ran:
             folder / "course" / "02_for_scientist" / "01_shown.ipynb",
             "1 / 0",
             "print('on')",
-            tags=("raises-exception",),
+            tags=("raises-exception", "finale"),
         )
         self.before = files(self.root)
         self.notes = Notes()
@@ -128,6 +130,13 @@ def test_a_dead_kernel_is_a_failure_that_speaks_of_memory(ran):
 
 def test_a_cell_that_is_meant_to_raise_is_no_failure(ran):
     assert printed(ran.copies[3]) == "on\n"
+
+
+def test_a_run_ends_with_the_words_of_the_cells_tagged_finale(ran):
+    assert [outcome.finale for outcome in ran.outcomes] == ["", "", "", "on"]
+    said = Console(file=io.StringIO(), width=200)
+    runner_view.summary(said, ran.outcomes, ran.out)
+    assert said.file.getvalue().splitlines()[-3:] == [f"Executed copies: {ran.out}", "", "on"]
 
 
 def test_the_listener_follows_the_code_cells(ran):

@@ -98,6 +98,29 @@ def test_a_module_reads_as_if_written_by_hand(course):
     assert (course.root / "llmscratch/basis/small.py").read_text() == MODULE
 
 
+def test_a_second_module_has_its_docstring_at_the_top_of_its_first_cell(course):
+    more = '#| export basis.more\n"""More\nof it."""\n\nimport cmath\n\nfrom llmscratch.basis.small import half'
+    quarter = '#| export basis.more\ndef quarter(x):\n    """A quarter of x."""\n    return half(half(x)) + cmath.pi'
+    course("01_common_basis/03_small.ipynb", IMPORTS, more, CODE, quarter, "#| export\nLIMIT = 3")
+    assert run(course)[0] == 0
+    assert (course.root / "llmscratch/basis/small.py").read_text() == MODULE
+    assert (course.root / "llmscratch/basis/more.py").read_text() == '''"""More of it."""
+
+# Generated from 01_common_basis/03_small.ipynb by `make export`: change the notebook, not this file.
+
+import cmath
+
+from llmscratch.basis.small import half
+
+__all__ = ["quarter"]
+
+
+def quarter(x):
+    """A quarter of x."""
+    return half(half(x)) + cmath.pi
+'''
+
+
 def test_many_names_are_listed_one_a_line(course):
     names = [f"a_rather_long_constant_name_{number}" for number in range(6)]
     course("01_common_basis/03_small.ipynb", IMPORTS, "#| export\n" + "\n".join(f"{name} = 1" for name in names))
@@ -207,13 +230,24 @@ def test_a_syntax_error_leaves_everything_and_names_the_cell(course):
         ("01_common_basis/04_b.ipynb", ["#| default_exp basis.__init__\n#| export\nx = 1"], {}, ["must be basis.NAME"]),
         ("01_common_basis/04_b.ipynb", ["#| default_exp basis.b\nx = 1"], {}, ["no cell begins with `#| export`"]),
         ("01_common_basis/04_b.ipynb", [IMPORTS, "#| exporti\nx = 1"], {}, ["cell 3", "#| exporti", "plain"]),
-        ("01_common_basis/04_b.ipynb", [IMPORTS, "#| export basis.c\nx = 1"], {}, ["cell 3", "#| export basis.c"]),
+        (
+            "01_common_basis/04_b.ipynb",
+            [IMPORTS.replace("small", "b"), CODE, "#| export basis.c\nx = 1"], {"exports": "basis.b"},
+            ["04_b", "first cell of `#| export basis.c` needs a docstring"],
+        ),
+        (
+            "01_common_basis/04_b.ipynb",
+            [IMPORTS.replace("small", "b"), CODE, '#| export basis.small\n"""C."""\nx = 1'], {"exports": "basis.b"},
+            ["both export basis.small", "03_small", "04_b"],
+        ),
+        ("01_common_basis/04_b.ipynb", [IMPORTS, "#| export engineer.c\nx = 1"], {}, ["must be basis.NAME"]),
+        ("01_common_basis/04_b.ipynb", [IMPORTS, "#| export basis.small\nx = 1"], {}, ["write plain `#| export`"]),
         ("01_common_basis/04_b.ipynb", [IMPORTS, CODE], {"exports": ""}, ["exports basis.small", "exports = ''"]),
         ("01_common_basis/04_b.ipynb", ["x = 1"], {"exports": "basis.b"}, ["exports nothing", "'basis.b'"]),
         ("01_common_basis/04_b.ipynb", ["x = 1"], {"exports": "", "needs": ["CB09"]}, ["'CB09'", "no earlier lesson"]),
         ("01_common_basis/02_b.ipynb", ["x = 1"], {"exports": "", "needs": ["CB03"]}, ["'CB03'", "no earlier lesson"]),
         ("01_common_basis/04_b.ipynb", ["x = 1"], {"exports": "", "extras": ["gpu"]}, ["'gpu'", "'compare'"]),
-    ],
+    ],  # fmt: skip
 )
 def test_what_cannot_be_made_is_said_and_nothing_is_written(course, name, code, about, words):
     course("01_common_basis/03_small.ipynb", IMPORTS, CODE)

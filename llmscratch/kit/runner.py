@@ -42,6 +42,7 @@ class Outcome:
     error: str = ""
     seconds: float = 0.0
     peak: int = 0  # bytes, of the kernel and its children together
+    finale: str = ""  # what the cells tagged `finale` printed
 
 
 class Listener:
@@ -258,6 +259,7 @@ def _run_one(outcome: Outcome, copy: Path, timeout: int | None, listener: Listen
             outcome.error = _execute(nb, watch, folder, timeout)
         _write(nb, copy)
         outcome.result = "failed" if outcome.error else "ok"
+        outcome.finale = _finale(nb)
     except OSError as error:
         outcome.result, outcome.error = "failed", f"its executed copy could not be written: {error}"
     finally:
@@ -291,6 +293,13 @@ def _execute(nb, watch: _Watch, folder: str, timeout: int | None) -> str:
     said = nbformat.v4.new_output("error", ename="NotFinished", evalue=problem, traceback=[problem])
     nb.cells[watch.at].outputs.append(said)
     return f"{_place(nb, watch.at)}: {problem}"
+
+
+def _finale(nb) -> str:
+    """What the cells tagged `finale` printed: the words that a run ends with."""
+    cells = [cell for cell in nb.cells if cell.cell_type == "code" and "finale" in cell.metadata.get("tags", [])]
+    said = [output.text for cell in cells for output in cell.outputs if output.get("name") == "stdout"]
+    return ANSI.sub("", "".join(said)).strip()
 
 
 def _write(nb, copy: Path) -> None:

@@ -23,7 +23,7 @@ def view(console: Console, count: int):
 
 
 def summary(console: Console, outcomes: list[Outcome], out: Path) -> None:
-    """The closing table, the errors, and where the copies are."""
+    """The closing table, the errors, where the copies are, and last what the lessons say at the end of a run."""
     table = Table("Lesson")
     table.add_column("Seconds", justify="right")
     table.add_column("Peak memory", justify="right")
@@ -39,6 +39,9 @@ def summary(console: Console, outcomes: list[Outcome], out: Path) -> None:
         elif outcome.result == "stopped":
             console.print(f"Stopped in {_name(outcome.notebook)}, which has no copy of this run.", soft_wrap=True)
     console.print(f"Executed copies: {out}", soft_wrap=True)
+    for outcome in outcomes:
+        if outcome.finale:
+            console.print(f"\n{outcome.finale}")
 
 
 def _name(notebook: Notebook) -> str:

@@ -9,15 +9,21 @@ from llmscratch.kit.paths import data_file
 
 
 class Story(NamedTuple):
-    """A story; bits: −log₂ of its probability under the generator; facts: what is true in it, such as "who"."""
+    """A story; bits: −log₂ of its probability under the generator; facts: what is true in it, such as "who".
+
+    Every story has the facts "plot", "who", "kind", "trait", "ends", "lesson", and "words", a list of three words that
+    stand in the text; "place", "town", "friend" and others are there when they play a part. See data/stories_train.md.
+    """
 
     text: str
     bits: float
-    facts: dict[str, str]
+    facts: dict
 
 
 class Instruction(NamedTuple):
-    """What a reader asks for, a story that fulfils it, and checks: what any right answer must satisfy."""
+    """What a reader asks for, a story that fulfils it, and checks: what any right answer must satisfy, such as
+    {"who": "Mia", "kind": "girl", "words": ["ladder"], "fewer": 150}. See data/instructions_train.md.
+    """
 
     prompt: str
     story: str

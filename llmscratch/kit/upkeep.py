@@ -68,25 +68,33 @@ def home(root: Path) -> Home:
 # The modules
 
 
-def exported_module(path: Path) -> tuple[str, str] | None:
-    """(name such as "basis.autograd", text) of the module that a notebook exports; None when it exports nothing.
+def exported_modules(path: Path) -> dict[str, str]:
+    """{name such as "basis.autograd": text} of the modules that a notebook exports, the default module first.
 
-    The text reads as if written by hand: docstring, where it comes from, imports, `__all__`, then the cells.
+    The text reads as if written by hand: docstring, where it comes from, imports, `__all__`, then the cells. The
+    docstring of the default module is the notebook's summary; that of any other stands at the top of its first cell.
     """
     nb = nbformat.read(path, as_version=4)
-    name = _export_name(path, nb)
-    if name is None:
-        return None
+    made = {}
+    for name, cells in _exported_cells(path, nb).items():
+        if made:
+            docstring, cells = _own_docstring(path, name, cells)
+        else:
+            docstring = _summary(path, nb)
+        made[name] = _module(path, name, docstring, cells)
+    return made
+
+
+def _module(path: Path, name: str, docstring: str, cells: list[str]) -> str:
+    """The module of these cells, as nbdev writes it, its parts in the order of a module written by hand."""
+    single = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"#| default_exp {name}")])
+    single.cells += [nbformat.v4.new_code_cell(f"#| export\n{source}") for source in cells]
     with tempfile.TemporaryDirectory() as folder:
-        nb_export(str(path), lib_path=folder)  # a folder not named llmscratch: nbdev then leaves imports absolute
+        notebook = Path(folder) / "single.ipynb"
+        nbformat.write(single, notebook)
+        nb_export(str(notebook), lib_path=folder)  # a folder not named llmscratch: nbdev then leaves imports absolute
         raw = (Path(folder) / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
-    head, *parts = (part.strip("\n") for part in re.split(r"^# %% .*\n", raw, flags=re.MULTILINE))
-    docstring = ast.get_docstring(ast.parse(head))
-    if not docstring:
-        raise UpkeepError(
-            f"{path}: the first cell needs a line `> what the module holds, in one line` after its title; "
-            "it becomes the docstring of the exported module"
-        )
+    _, *parts = (part.strip("\n") for part in re.split(r"^# %% .*\n", raw, flags=re.MULTILINE))
     everything = next(part for part in parts if part.startswith("__all__ = "))
     cells = [part for part in parts if part is not everything]
     imports = []
@@ -98,12 +106,36 @@ def exported_module(path: Path) -> tuple[str, str] | None:
         docstring = docstring.removesuffix('"""') + '\n"""'
     source = GENERATED.format(f"{path.parent.name}/{path.name}")
     top = [docstring, source, *imports, _all_line(sorted(ast.literal_eval(everything.removeprefix("__all__ = "))))]
-    return name, "\n\n".join(top) + "".join(f"\n\n\n{cell}" for cell in cells) + "\n"
+    return "\n\n".join(top) + "".join(f"\n\n\n{cell}" for cell in cells) + "\n"
 
 
-def _export_name(path: Path, nb) -> str | None:
-    """The name behind `#| default_exp`, after checking every cell that is exported."""
-    names, exports = [], 0
+def _summary(path: Path, nb) -> str:
+    """The line `> summary` of the first cell."""
+    found = re.search(r"^> (.+)$", nb.cells[0].source, re.MULTILINE) if nb.cells else None
+    if not found:
+        raise UpkeepError(
+            f"{path}: the first cell needs a line `> what the module holds, in one line` after its title; "
+            "it becomes the docstring of the exported module"
+        )
+    return found[1].strip()
+
+
+def _own_docstring(path: Path, name: str, cells: list[str]) -> tuple[str, list[str]]:
+    """(docstring, cells without it) of a module that is not the notebook's default."""
+    tree = ast.parse(cells[0])
+    docstring = ast.get_docstring(tree)
+    if not docstring:
+        raise UpkeepError(
+            f'{path}: the first cell of `#| export {name}` needs a docstring above its imports, `"""What the module '
+            'holds."""`; it becomes the docstring of the module'
+        )
+    rest = "\n".join(cells[0].splitlines()[tree.body[0].end_lineno :]).strip()
+    return " ".join(docstring.split()), [rest, *cells[1:]] if rest else cells[1:]
+
+
+def _exported_cells(path: Path, nb) -> dict[str, list[str]]:
+    """The checked code of the cells that each module gets, the default module first; {} when nothing is exported."""
+    names, cells = [], {"": []}
     for number, cell in enumerate(nb.cells, 1):
         if cell.cell_type != "code":
             continue
@@ -111,28 +143,34 @@ def _export_name(path: Path, nb) -> str | None:
         for directive, argument in DIRECTIVE.findall(cell.source):
             if directive == "default_exp":
                 names.append(argument)
-            elif directive != "export" or argument:
-                raise UpkeepError(f"{where}: `#| {directive} {argument}`: this course uses only plain `#| export`")
+            elif directive != "export":
+                raise UpkeepError(
+                    f"{where}: `#| {directive} {argument}`: this course uses only plain `#| export`, and "
+                    "`#| export PACKAGE.NAME` for a second module"
+                )
             else:
-                exports += 1
+                cells.setdefault(argument, []).append(re.sub(r"^#\|.*\n?", "", cell.source, flags=re.MULTILINE))
                 try:
                     compile(cell.source, "the cell", "exec", dont_inherit=True)
                 except SyntaxError as error:
                     raise UpkeepError(f"{where}: cannot be exported: line {error.lineno}: {error.msg}") from error
-    if not names and not exports:
-        return None
+    if not names and not any(cells.values()):
+        return {}
     if len(set(names)) != 1:
         found = ", ".join(sorted(set(names))) or "none"
         raise UpkeepError(f"{path}: an exporting notebook needs one `#| default_exp PACKAGE.NAME`; found: {found}")
-    package = SERIES[path.parent.name]
-    if not re.fullmatch(rf"{package}\.[a-z][a-z0-9_]*", names[0]):
-        raise UpkeepError(f"{path}: `#| default_exp {names[0]}`: must be {package}.NAME in {path.parent.name}")
-    if not exports:
+    if not cells[""]:
         raise UpkeepError(f"{path}: says `#| default_exp {names[0]}`, but no cell begins with `#| export`")
+    package = SERIES[path.parent.name]
+    for directive, name in [("default_exp", names[0]), *(("export", name) for name in list(cells)[1:])]:
+        if not re.fullmatch(rf"{package}\.[a-z][a-z0-9_]*", name):
+            raise UpkeepError(f"{path}: `#| {directive} {name}`: must be {package}.NAME in {path.parent.name}")
+    if names[0] in cells:
+        raise UpkeepError(f"{path}: `#| export {names[0]}`: this is the default module; write plain `#| export`")
     said = nb.metadata.get("llmscratch", {}).get("exports", "")
     if said != names[0]:
         raise UpkeepError(f"{path}: exports {names[0]}, but its metadata says exports = {said!r}")
-    return names[0]
+    return {name or names[0]: sources for name, sources in cells.items()}
 
 
 def _only_imports(source: str) -> bool:
@@ -151,16 +189,16 @@ def modules(root: Path, lessons: list[Notebook]) -> dict[Path, str | None]:
     wanted: dict[Path, str | None] = {}
     made_by: dict[str, Path] = {}
     for lesson in lessons:
-        made = exported_module(lesson.path)
-        if made is None:
-            if said := lesson.about.get("exports"):
-                raise UpkeepError(f"{lesson.path}: exports nothing, but its metadata says exports = {said!r}")
-            continue
-        name, text = made
-        if name in made_by:
-            raise UpkeepError(f"{made_by[name]} and {lesson.path} both export {name}; a module comes from one notebook")
-        made_by[name] = lesson.path
-        wanted[root / "llmscratch" / f"{name.replace('.', '/')}.py"] = text
+        made = exported_modules(lesson.path)
+        if not made and (said := lesson.about.get("exports")):
+            raise UpkeepError(f"{lesson.path}: exports nothing, but its metadata says exports = {said!r}")
+        for name, text in made.items():
+            if name in made_by:
+                raise UpkeepError(
+                    f"{made_by[name]} and {lesson.path} both export {name}; a module comes from one notebook"
+                )
+            made_by[name] = lesson.path
+            wanted[root / "llmscratch" / f"{name.replace('.', '/')}.py"] = text
     for package in SERIES.values():
         for path in (root / "llmscratch" / package).glob("*.py"):
             if path in wanted or path.name == "__init__.py":

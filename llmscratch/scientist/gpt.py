@@ -18,8 +18,10 @@ __all__ = ["Block", "GPT", "GPTConfig", "MLP", "from_pretrained", "from_state_di
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT: vocabulary, longest sequence, blocks, heads a block, width of the stream; "
-    "ValueError if unfit."""
+    """The sizes of a GPT: vocabulary, longest sequence, blocks, heads a block, width of the stream.
+
+    ValueError when one of them is unfit.
+    """
 
     vocab_size: int
     context: int
@@ -68,8 +70,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block: attention, then the MLP, each reads a normalised copy of the stream x (B, T, C) and "
-    "adds to it."""
+    """A pre-norm block: attention, then the MLP; each reads a normalised copy of x (B, T, C) and adds to it."""
 
     def __init__(self, config):
         super().__init__()
