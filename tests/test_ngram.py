@@ -200,7 +200,7 @@ def test_words_are_loss_free_and_an_unknown_word_is_spelt():
     assert alone == pytest.approx(np.log2(left) + spelt + np.log2(1 - words.base[-1]))
     assert words.spelling_bits(texts) == 0
     assert [words.decode(words.encode(text)) for text in texts] == texts
-    assert words.decode(words.encode("The cow sat.")) == "The<unk> sat."
+    assert words.decode(words.encode("The cow sat.")) == "The<unk> sat." and words.decode([]) == ""
 
 
 def test_any_bytes_have_a_probability():
@@ -220,7 +220,7 @@ def test_any_bytes_have_a_probability():
         (lambda: Counts([[0]], 2, 2**62), "V from 1"),
         (lambda: Counts([0, 1], 2, 3), r"for one document write \[document\]"),
         (lambda: KneserNey(Counts([[0]], 2, 3)).log_prob(np.array([0, 1])), r"write \[document\]"),
-        (lambda: Counts([[[0, 1]]], 2, 3), "sequence of 1-D arrays"),
+        (lambda: Counts([[[0, 1]]], 2, 3), "list of 1-D arrays"),
         (lambda: AddK(Counts([[0]], 2, 3), k=np.nan), "k must be above 0"),
         (lambda: KneserNey(Counts([[0]], 2, 3), discounts=[np.nan, 0]), "from 0 to under 1"),
         (lambda: KneserNey(Counts([[0]], 2, 3), base=[np.nan] * 4), "4 probabilities above 0"),

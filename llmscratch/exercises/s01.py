@@ -53,10 +53,10 @@ class _Smoothed(NGram):
 def _check_witten_bell(answer):
     for n, total, types, want in (
         (np.array([3, 0, 1]), np.array([4, 4, 4]), np.array([2, 2, 2]), ([0.5, 0, 1 / 6], [1 / 3] * 3)),
-        (np.array([5, 2]), 7, 2, ([5 / 9, 2 / 9], 2 / 9)),
+        (np.array([5, 2]), 8, 3, ([5 / 11, 2 / 11], 3 / 11)),
         (2, 4, 1, (2 / 5, 1 / 5)),
     ):
-        given = f"n = {n.tolist()}, total = {np.asarray(total).tolist()}, types = {np.asarray(types).tolist()}"
+        given = f"n = {np.asarray(n).tolist()}, total = {np.asarray(total).tolist()}, types = {np.asarray(types).tolist()}"
         got = answer(n, total, types)
         if not isinstance(got, (tuple, list)) or len(got) != 2:
             raise Wrong(f"expected two values (taken, left) for {given}, got {got!r:.60}")
@@ -88,7 +88,7 @@ lesson.add(
     wrong={
         (lambda n, total, types: (n / total, types / (total + types))): "taken, n",
         (lambda n, total, types: (n / (total + types), 1 / (total + types))): "left, n",
-        (lambda n, total, types: (n / (total + types), (n > 0).sum() / (total + types) / 1.0 + 0 * n)): "left, n",
+        (lambda n, total, types: (n / (total + types), np.sum(n > 0) / (total + types) + 0 * n)): "left, n",
         (lambda n, total, types: n / (total + types)): "two values",
     },
 )  # fmt: skip
@@ -171,10 +171,10 @@ def _in_floats(symbols, distribution):
     for t, symbol in enumerate(symbols):
         p = [float(x) for x in distribution(symbols[:t])]
         low, width = low + width * sum(p[:symbol]), width * p[symbol]
-    low, width, length = Fraction(low), Fraction(width), 0
-    while not _fits(low, width, length):
+    length = 0
+    while length < 55 and math.ceil(low * 2.0**length) + 1 > (low + width) * 2.0**length:
         length += 1
-    return format(math.ceil(low * 2**length), f"0{length}b") if length else ""
+    return format(math.ceil(low * 2.0**length), f"0{length}b") if length else ""
 
 
 def _no_leading_zeros(symbols, distribution):
