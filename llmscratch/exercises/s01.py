@@ -56,7 +56,7 @@ def _check_witten_bell(answer):
         (np.array([5, 2]), 8, 3, ([5 / 11, 2 / 11], 3 / 11)),
         (2, 4, 1, (2 / 5, 1 / 5)),
     ):
-        given = f"n = {np.asarray(n).tolist()}, total = {np.asarray(total).tolist()}, types = {np.asarray(types).tolist()}"
+        given = "n = {}, total = {}, types = {}".format(*(np.asarray(x).tolist() for x in (n, total, types)))
         got = answer(n, total, types)
         if not isinstance(got, (tuple, list)) or len(got) != 2:
             raise Wrong(f"expected two values (taken, left) for {given}, got {got!r:.60}")
