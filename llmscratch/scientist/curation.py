@@ -1,6 +1,6 @@
 """From text to training rows: quality filters, exact and near deduplication, splits by cluster, shards, packing."""
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
 import hashlib
 import re

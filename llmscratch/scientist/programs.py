@@ -2,7 +2,7 @@
 given text, or every path there is) and measured (entropy, mean length and number of paths, exactly).
 """
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
 import itertools
 import math

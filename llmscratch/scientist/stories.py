@@ -1,6 +1,6 @@
 """A generator of short stories that knows the probability of each, and the pipeline from raw text to training rows."""
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
 import itertools
 import math

@@ -1,6 +1,6 @@
 """Byte-level BPE, trained, encoded and stored as tiktoken does it, and the Storyteller's own vocabulary."""
 
-# Generated from 02_for_scientist/02_tokenization.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/02_tokenization.ipynb by `make export`: change the notebook, not this file.
 
 import base64
 import hashlib
