@@ -55,7 +55,7 @@ class Away:
 def wheel_of(distribution: str, folder: Path) -> None:
     """Pack an installed package into a wheel in `folder`, from which pip can install it without a network."""
     found = importlib.metadata.distribution(distribution)
-    name = f"{found.name}-{found.version}"
+    name = f"{found.name.replace('-', '_')}-{found.version}"  # in a wheel's name, hyphens divide the parts
     with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as wheel:
         for file in found.files:
             if file.suffix != ".pyc" and ".." not in file.parts:

@@ -29,6 +29,7 @@ from llmscratch.scientist.curation import (
     split_by_cluster,
     stirred,
     to_shard,
+    verified,
 )
 
 EOT = 256
@@ -128,7 +129,7 @@ def test_candidates_are_the_pairs_with_an_equal_band(seed, shape):
     assert candidate_pairs(signatures, bands).tolist() == want
 
 
-@pytest.mark.parametrize("bands", [5, 7, 12])
+@pytest.mark.parametrize("bands", [5, 7, 12, 0, -2])
 def test_bands_must_divide_the_signature(bands):
     with pytest.raises(ValueError, match="cannot be cut"):
         candidate_pairs(np.zeros((3, 6), dtype=np.uint32), bands)
@@ -143,8 +144,12 @@ def test_clusters_follow_chains():
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=60), st.floats(0.05, 0.95), st.integers(0, 9))
 def test_no_cluster_is_split(labels, share, seed):
     labels = np.array(labels)
+    if min(np.unique(labels, return_counts=True)[1]) > int(share * len(labels)):
+        with pytest.raises(ValueError, match="no cluster fits"):
+            split_by_cluster(labels, share, seed)
+        return
     val = split_by_cluster(labels, share, seed)
-    assert val.sum() <= share * len(labels)
+    assert 0 < val.sum() <= share * len(labels)
     assert not set(labels[val]) & set(labels[~val])
 
 
@@ -152,6 +157,28 @@ def test_no_cluster_is_split(labels, share, seed):
 def test_a_share_lies_between_0_and_1(share):
     with pytest.raises(ValueError, match="between 0 and 1"):
         split_by_cluster([0, 1, 2], share)
+
+
+def test_one_large_cluster_does_not_end_the_draw():
+    labels = np.array([0] * 20 + list(range(1, 81)))
+    assert {int(split_by_cluster(labels, 0.1, seed).sum()) for seed in range(60)} == {10}
+
+
+def test_verified_keeps_the_pairs_that_are_alike():
+    signatures = np.array([[1, 2, 3, 4], [1, 2, 3, 9], [1, 8, 8, 8]], dtype=np.uint32)
+    assert verified(signatures, [(0, 1), (0, 2), (1, 2)], 0.6).tolist() == [[0, 1]]
+    assert verified(signatures, np.empty((0, 2)), 0.6).shape == (0, 2)
+
+
+def test_too_many_equal_texts_are_refused():
+    with pytest.raises(ValueError, match="remove exact copies first"):
+        candidate_pairs(np.zeros((50, 4), dtype=np.uint32), 2, limit=1000)
+
+
+@pytest.mark.parametrize(("texts", "k"), [("abc", 5), (["a b"], 0)])
+def test_minhash_takes_a_list_and_runs_of_a_word_or_more(texts, k):
+    with pytest.raises(ValueError, match="takes a list of texts"):
+        minhash(texts, k=k)
 
 
 # Shards and rows
@@ -172,6 +199,21 @@ def test_a_shard_gives_its_documents_back(documents):
 def test_a_shard_refuses_ids_that_do_not_fit(documents, message):
     with pytest.raises(ValueError, match=message):
         to_shard(documents, EOT)
+
+
+@pytest.mark.parametrize(("document", "message"), [
+    ([70_000], "65,535"), ([-1], "65,535"), ([EOT, 5], "marks the end"), ([1.7], "whole numbers"),
+])  # fmt: skip
+def test_rows_refuse_what_a_shard_refuses(document, message):
+    for make in (lambda: pack([document], 8, EOT), lambda: to_shard([document], EOT)):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+@pytest.mark.parametrize("shard", [[1, 2, EOT, 3], []])
+def test_a_shard_that_is_cut_off_is_refused(shard):
+    with pytest.raises(ValueError, match="does not end in the end mark"):
+        documents_of(np.array(shard, dtype=np.uint16), EOT)
 
 
 @given(st.lists(st.integers(1, 30), max_size=50))

@@ -1,5 +1,6 @@
 """`scientist.ngram` against definitions in exact fractions, brute force and nltk; every distribution sums to 1."""
 
+import tomllib
 from collections import Counter
 from fractions import Fraction
 
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from nltk.lm import KneserNeyInterpolated
 
 from llmscratch.kit import stories
+from llmscratch.kit.paths import data_file
+from llmscratch.kit.templates import read_world
 from llmscratch.scientist.ngram import (
     TOKEN,
     AddK,
@@ -147,6 +150,29 @@ def test_em_never_steps_back_and_finds_a_planted_mixture():
     assert (np.diff(bits) <= 1e-12).all()
     assert model.weights[3] < 0.1  # the symbols are independent: long contexts are worth nothing
     np.testing.assert_allclose(-model.log_prob(held).mean() / np.log(2), bits[-1], atol=1e-3)
+    start = Interpolated(Counts(docs, 4, V))
+    long = start.tune(held, steps=1000, enough=0.01)
+    assert 2 <= len(long) < 40 and long[-2] - long[-1] < 0.01  # ends early, when a step gains less than that
+
+
+@pytest.mark.parametrize("history", [[], [0], [2, 2], [2, 2, 2, 2]])
+def test_the_caller_owns_the_distribution(history):
+    base = np.full(V + 1, 1 / (V + 1))
+    for make in (AddK, Interpolated, KneserNey):
+        model = make(Counts([[0, 1, 2], [0, 0, 1]], 3, V), base=base)
+        before = model.log_prob([[2, 2]])
+        p = distribution(model, history)
+        p[:] = 0
+        np.testing.assert_array_equal(model.log_prob([[2, 2]]), before)
+    base[:] = 0
+    np.testing.assert_array_equal(model.log_prob([[2, 2]]), before)
+
+
+def test_the_corner_leaves_out_the_choice_of_three_plots_among_thirty_six():
+    """Story.bits pays log2(36) for the plot; within three equally likely ones log2(36 / 3) is too much."""
+    with open(data_file("world.toml"), "rb") as file:
+        _, plots = read_world(tomllib.load(file))
+    assert len(plots) == 36 and len({plot.weight for plot in plots.values()}) == 1
 
 
 def test_samples_follow_the_distribution_and_end():
@@ -173,6 +199,8 @@ def test_words_are_loss_free_and_an_unknown_word_is_spelt():
     spelt = words.spelling.log_prob([to_bytes(" owl")]).sum() / np.log(2)
     assert alone == pytest.approx(np.log2(left) + spelt + np.log2(1 - words.base[-1]))
     assert words.spelling_bits(texts) == 0
+    assert [words.decode(words.encode(text)) for text in texts] == texts
+    assert words.decode(words.encode("The cow sat.")) == "The<unk> sat." and words.decode([]) == ""
 
 
 def test_any_bytes_have_a_probability():
@@ -188,14 +216,26 @@ def test_any_bytes_have_a_probability():
         (lambda: Counts([], 2, 3), "at least one document"),
         (lambda: Counts([[0, 3]], 2, 3), "whole numbers from 0 to 2"),
         (lambda: Counts([[0.5]], 2, 3), "whole numbers from 0 to 2"),
-        (lambda: Counts([[0]], 0, 3), "at least 1, got 0 and 3"),
+        (lambda: Counts([[0]], 0, 3), "order must be at least 1"),
+        (lambda: Counts([[0]], 2, 2**62), "V from 1"),
+        (lambda: Counts([0, 1], 2, 3), r"for one document write \[document\]"),
+        (lambda: KneserNey(Counts([[0]], 2, 3)).log_prob(np.array([0, 1])), r"write \[document\]"),
+        (lambda: Counts([[[0, 1]]], 2, 3), "list of 1-D arrays"),
+        (lambda: AddK(Counts([[0]], 2, 3), k=np.nan), "k must be above 0"),
+        (lambda: KneserNey(Counts([[0]], 2, 3), discounts=[np.nan, 0]), "from 0 to under 1"),
+        (lambda: KneserNey(Counts([[0]], 2, 3), base=[np.nan] * 4), "4 probabilities above 0"),
+        (lambda: Words("The cat"), r"write \[text\]"),
+        (lambda: Words(["The cat"]).spelling_bits("dog"), r"write \[text\]"),
+        (lambda: Words(["The cat"]).decode([3]), "whole numbers from 0 to 2"),
+        (lambda: distribution(KneserNey(Counts([[0]], 2, 3)), [1.9]), "whole numbers from 0 to 2"),
+        (lambda: distribution(KneserNey(Counts([[0]], 2, 3)), "12"), "whole numbers from 0 to 2"),
         (lambda: KneserNey(Counts([[0]], 2, 3), 3), "from 1 to 2"),
         (lambda: AddK(Counts([[0]], 2, 3), k=0), "k must be above 0"),
         (lambda: Interpolated(Counts([[0]], 2, 3), weights=[0.5, 1]), "from 0 to under 1"),
         (lambda: Interpolated(Counts([[0]], 2, 3), weights=[0.5]), "2 numbers"),
         (lambda: KneserNey(Counts([[0]], 2, 3), discounts=[2, 0]), "from 0 to under 1"),
         (lambda: KneserNey(Counts([[0]], 2, 3), base=[0.5, 0.5, 0, 0]), "4 probabilities above 0"),
-        (lambda: distribution(KneserNey(Counts([[0]], 2, 3)), [3]), "from 0 to 2, got 3 to 3"),
+        (lambda: distribution(KneserNey(Counts([[0]], 2, 3)), [3]), "whole numbers from 0 to 2"),
     ],
 )
 def test_errors_say_what_is_right(attempt, message):

@@ -144,6 +144,31 @@ def test_a_broken_world_says_what_is_wrong(changes, message):
         World(SMALL | changes)
 
 
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        ({"story": 5}, "of the wrong type"), ("x", "of the wrong type"),
+        ({"story": "{a}", "cast": {"a": []}}, "of the wrong type"), ({"story": "{a}", "cast": {"a": 5}}, "wrong type"),
+        ({"story": "{c}", "cast": {"a": "l", "b": "l", "c": "l - a - b"}}, "those that c must differ from"),
+        ({"story": "{b}", "cast": {"a": "one", "b": "one - a"}}, "too few to differ"),
+        ({"story": "{h}", "cast": {"h": ["x"]}, "facts": {"f": "[{h}|she] it is"}}, "a fact holds no choice"),
+        ({"story": "{h}", "cast": {"h": ["x"]}, "facts": {"f": "so {r}"}, "r": "a\nb"}, "a fact holds no choice"),
+    ],
+)  # fmt: skip
+def test_what_would_crash_or_lie_later_is_refused_when_a_world_is_read(plot, message):
+    lists = {"l": {"columns": "name", "rows": "x\ny\nz\nw"}, "one": {"columns": "name", "rows": "x"}}
+    with pytest.raises(ValueError, match=message):
+        World({"lists": lists, "plots": {"p": plot}})
+
+
+def test_a_fact_through_a_rule_is_known_only_when_its_values_were_drawn():
+    plot = {"story": "[{a} ran.|Nobody ran.]", "cast": {"a": ["Ann", "Bob"]}, "r": "{a} slept"}
+    plot["facts"] = {"y": "so {r}"}
+    world = World({"plots": {"p": plot}})
+    assert [story.facts.get("y") for story in world.paths("Nobody ran.")] == [None]
+    assert [story.facts.get("y") for story in world.paths("Bob ran.")] == ["so Bob slept"]
+
+
 def test_a_damaged_world_file_is_named(tmp_path):
     file = tmp_path / "w.toml"
     file.write_text("plots = [")

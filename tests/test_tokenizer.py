@@ -3,11 +3,14 @@
 import hashlib
 import random
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers, trainers
@@ -27,8 +30,8 @@ from llmscratch.scientist.tokenizer import (
 )  # fmt: skip
 
 SPECIALS = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
-# The same language in Oniguruma, where {1,3}+ is a repeated {1,3}.
-ONIGURUMA = GPT4_PATTERN.replace("{1,3}+", "{1,3}").replace(r"|\s++$", "")
+# The same language in Oniguruma, where {1,3}+ is a repeated {1,3} and $ the end of any line.
+ONIGURUMA = GPT4_PATTERN.replace("{1,3}+", "{1,3}").replace("++$", r"+\z")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,7 @@ def test_random_texts_with_many_ties_give_the_merges_of_the_tokenizers_library(s
 
 
 def test_a_play_and_stories_give_the_merges_and_ids_of_the_tokenizers_library(play):
-    texts = [play, *(story.text for story in stories("validation")[:300])]
+    texts = [play, *(story.text for story in stories("validation")[:300]), *["if x:\n    return\n    ", "ab\n  "] * 99]
     ours, theirs = Tokenizer.train(texts, 2000), in_library(texts, 2000)
     assert list(ours.ranks) == tokens_of(theirs)
     for text in texts:
@@ -162,8 +165,11 @@ def test_training_refuses_what_cannot_be():
     assert Tokenizer.train([], 256).n_vocab == 256
     with pytest.raises(ValueError, match="asked for 255 tokens"):
         Tokenizer.train(["abc"], 256, specials=["<|end|>"])
-    with pytest.raises(ValueError, match="256 are the fewest, and these words give 256"):
-        Tokenizer.train("one string is read letter by letter", 300)
+    for n in (256, 300):
+        with pytest.raises(ValueError, match=r"expected a list of texts \(\[text\] for a single one\)"):
+            Tokenizer.train("one string would be read letter by letter", n)
+    with pytest.raises(ValueError, match="each special token once"):
+        Tokenizer.train(["abc"], 258, specials=["<a>", "<a>"])
 
 
 # Encoding
@@ -212,7 +218,9 @@ def test_ids_are_those_of_tiktoken(openai, bard, text):
 
 
 def test_every_character_gives_the_ids_of_tiktoken(openai):
-    points = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and (c < 0x20000 or c % 61 == 0)]
+    some = (chr(c) for c in range(0x110000) if c < 0x20000 or c % 61 == 0)
+    # Unassigned here: a package with a younger Unicode may take it for a letter, another one not yet.
+    points = [c for c in some if unicodedata.category(c) not in ("Cn", "Cs")]
     for (ours, theirs), step in zip(openai.values(), (256, 1024), strict=True):
         for i in range(0, len(points), step):
             text = "".join(f"a{c}1{c} {c} '{c}" for c in points[i : i + step])
@@ -247,9 +255,11 @@ def test_the_cache_changes_nothing_and_stays_bounded(bard):
     )
     ours = Tokenizer(bard.ranks)
     first = ours.encode_ordinary(text)
-    assert len(ours._cache) == 2**16 and max(map(len, ours._cache)) <= 64
+    assert len(split_text(text)) > 2**16 >= len(ours._cache) and max(map(len, ours._cache)) <= 64
     uncached = [i for part in split_text(text) for i in merge_piece(part.encode(), bard.ranks)]
     assert ours.encode_ordinary(text) == first == uncached
+    ours.encode_ordinary("To be, or not to be")
+    assert {"To", " be", ",", " or", " not", " to"} <= set(ours._cache)  # the rare pieces do not keep them out
     ours.encode_ordinary("the")[:] = []
     ours.encode_ordinary("the").append(7)
     assert ours.decode(ours.encode_ordinary("the")) == "the"
@@ -261,6 +271,9 @@ def test_a_pattern_that_loses_text_is_refused(bard):
         letters.encode_ordinary("a 1")
     with pytest.raises(ValueError, match="leaves out"):
         Tokenizer.train(["a 1"], 256, pattern=r"\p{L}+")
+    for grouped in (r"(\w+)|\W", r"(\w)(\w)"):
+        with pytest.raises(ValueError, match="or has groups"):
+            split_text("ab", grouped)
 
 
 # Special tokens
@@ -279,6 +292,9 @@ def test_special_tokens_are_those_of_tiktoken_if_allowed_and_refused_if_not(bard
             theirs.encode(text, allowed_special=set(allowed))
     with pytest.raises(ValueError, match=r"no special token '<\|usr\|>'; there are \["):
         bard.encode("a", allowed_special={"<|usr|>"})
+    with pytest.raises(ValueError, match=r"no special token '<\|usr\|>'; there are \["):
+        bard.encode("a", allowed_special="<|usr|>")
+    assert bard.encode("a<|end|>", allowed_special="<|end|>") == bard.encode("a<|end|>", allowed_special=["<|end|>"])
 
 
 @settings(max_examples=100, deadline=None)
@@ -302,10 +318,13 @@ def test_a_vocabulary_refuses_what_cannot_be(bard):
         bard.decode([1, n + 7])
     with pytest.raises(ValueError, match="no token has the id -1"):
         bard.decode([-1])
-    with pytest.raises(ValueError, match=r"'<\|x\|>' has the id 5, which stands for b'&'"):
-        Tokenizer(bard.ranks, {"<|x|>": 5})
-    with pytest.raises(ValueError, match="which stands for b'<a>'"):
-        Tokenizer(bard.ranks, {"<a>": n, "<b>": n})
+    for wrong in ({"<|x|>": 5}, {"<a>": n, "<b>": n}, {"<a>": -1}, {"<a>": n + 0.5}, {"": n}):
+        with pytest.raises(ValueError, match=r"special token '.*', id .*: expected a name, and an id from 0 up"):
+            Tokenizer(bard.ranks, wrong)
+    with pytest.raises(TypeError):
+        bard.decode([70.0])
+    for ids in (np.array([70, 71]), torch.tensor([70, 71])):
+        assert bard.decode(ids) == bard.decode([70, 71])
     for ranks in ({**bard.ranks, b"new": n + 1}, {**bard.ranks, b"new": 3}, dict(list(bard.ranks.items())[:100])):
         with pytest.raises(ValueError, match="ranks must count from 0"):
             Tokenizer(ranks)
@@ -352,6 +371,7 @@ def test_a_file_cut_off_anywhere_is_refused(bard, tmp_path):
         (b"IQ== 0\nIg== 2\n", "line 2"),
         (b"IQ== 0\n\nIg== 1\n", "line 2"),
         (b"IQ==\n", "line 1"),
+        (b" 0\n", "line 1: expected base64 of a new token"),
         (b"I!== 0\n", "line 1"),
         (b"IQ 0\n", "line 1"),
         (b"\x80\x04\x95 0\n", "line 1"),

@@ -27,7 +27,7 @@ IMPORTS = "#| default_exp basis.small\n#| export\nimport math\n\nfrom llmscratch
 CODE = '#| export\ndef half(x):\n    """Half of x."""\n    return math.floor(x) / 2 if scale() else x'
 MODULE = '''"""A small module."""
 
-# Generated from 01_common_basis/03_small.ipynb by `make export`: change the notebook, not this file.
+# Made from 01_common_basis/03_small.ipynb by `make export`: change the notebook, not this file.
 
 import math
 
@@ -106,7 +106,7 @@ def test_a_second_module_has_its_docstring_at_the_top_of_its_first_cell(course):
     assert (course.root / "llmscratch/basis/small.py").read_text() == MODULE
     assert (course.root / "llmscratch/basis/more.py").read_text() == '''"""More of it."""
 
-# Generated from 01_common_basis/03_small.ipynb by `make export`: change the notebook, not this file.
+# Made from 01_common_basis/03_small.ipynb by `make export`: change the notebook, not this file.
 
 import cmath
 

@@ -1,6 +1,6 @@
 """A scalar automatic-differentiation engine in pure Python, with neurons, layers and an MLP on top of it."""
 
-# Generated from 01_common_basis/09_autograd.ipynb by `make export`: change the notebook, not this file.
+# Made from 01_common_basis/09_autograd.ipynb by `make export`: change the notebook, not this file.
 
 import math
 from itertools import count

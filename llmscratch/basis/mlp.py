@@ -2,7 +2,7 @@
 augmentation by shifting and turning digits.
 """
 
-# Generated from 01_common_basis/08_mlp_in_numpy.ipynb by `make export`: change the notebook, not this file.
+# Made from 01_common_basis/08_mlp_in_numpy.ipynb by `make export`: change the notebook, not this file.
 
 import numpy as np
 

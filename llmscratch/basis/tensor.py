@@ -1,6 +1,6 @@
 """Automatic differentiation on NumPy arrays, with modules and optimisers on top of it."""
 
-# Generated from 01_common_basis/10_tensor_autograd.ipynb by `make export`: change the notebook, not this file.
+# Made from 01_common_basis/10_tensor_autograd.ipynb by `make export`: change the notebook, not this file.
 
 from contextlib import contextmanager
 from copy import deepcopy

@@ -1,6 +1,6 @@
 """The training loop of the course: validation, early stopping, and checkpoints from which a run goes on bit for bit."""
 
-# Generated from 01_common_basis/12_pytorch_training.ipynb by `make export`: change the notebook, not this file.
+# Made from 01_common_basis/12_pytorch_training.ipynb by `make export`: change the notebook, not this file.
 
 import json
 import math

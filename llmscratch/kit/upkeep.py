@@ -29,7 +29,7 @@ from llmscratch.kit.paths import SERIES, checkout
 SERIES_TITLES = {
     "01_common_basis": "Common basis", "02_for_scientist": "For the scientist", "03_for_engineer": "For the engineer",
 }  # fmt: skip
-GENERATED = "# Generated from {} by `make export`: change the notebook, not this file."
+GENERATED = "# Made from {} by `make export`: change the notebook, not this file."
 DIRECTIVE = re.compile(r"^#\|[ \t]*(default_exp|export\w*)\b[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 KIT_IMPORT = re.compile(r"^[ \t]*from llmscratch\.kit import (\([^)]*\)|.*)$", re.MULTILINE)
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"

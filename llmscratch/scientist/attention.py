@@ -1,6 +1,6 @@
 """Scaled dot-product attention with masks, and multi-head self-attention."""
 
-# Generated from 02_for_scientist/03_attention.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/03_attention.ipynb by `make export`: change the notebook, not this file.
 
 import torch
 from torch import nn

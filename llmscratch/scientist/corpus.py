@@ -2,7 +2,7 @@
 files of `data/`.
 """
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
 import argparse
 import hashlib
@@ -56,17 +56,17 @@ def make_data(folder=None, *, check=False, say=print):
         raise ValueError(f"{folder} is no folder: make it first, or leave it out for data/")
     for name, lines in records():
         path, raw = folder / f"{name}.jsonl.xz", "".join(lines).encode()
-        same = path.exists() and _uncompressed(path) == raw
-        if not same:
+        right = path.exists() and _uncompressed(path) == raw
+        if not right:
             changed.append(path.name)
-        if not same and not check:
+        if not right and not check:
             temporary = path.with_name(path.name + ".tmp")
             try:
                 temporary.write_bytes(lzma.compress(raw, preset=9))
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-        verdict = "as it should be" if same else "differs" if check else "written"
+        verdict = "as it should be" if right else "differs" if check else "written"
         say(f"{path.name}  {hashlib.sha256(raw).hexdigest()}  {verdict}")
     return changed
 

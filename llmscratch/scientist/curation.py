@@ -1,6 +1,6 @@
 """From text to training rows: quality filters, exact and near deduplication, splits by cluster, shards, packing."""
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
 import hashlib
 import re
@@ -20,6 +20,7 @@ __all__ = [
     "clusters",
     "document_mask",
     "documents_of",
+    "ended",
     "failed",
     "fingerprint",
     "minhash",
@@ -31,6 +32,7 @@ __all__ = [
     "split_by_cluster",
     "stirred",
     "to_shard",
+    "verified",
 ]
 
 
@@ -72,8 +74,8 @@ def failed(text, limits=LIMITS):
 
 
 def fingerprint(text):
-    """32 bytes, equal for texts that differ at most in case, spacing and punctuation."""
-    return hashlib.sha256(" ".join(re.findall(r"\w+", text.lower())).encode()).digest()
+    """32 bytes, equal for texts that differ at most in case, spacing, punctuation; without a word, for equal ones."""
+    return hashlib.sha256((" ".join(re.findall(r"\w+", text.lower())) or text).encode()).digest()
 
 
 def shingle_hashes(texts, k=5):
@@ -87,14 +89,13 @@ def shingle_hashes(texts, k=5):
     ids = np.array(ids + [0] * k, dtype=np.uint64)
     mixed = np.zeros(len(ids) - k, dtype=np.uint64)
     for j in range(k):
-        mixed += ids[j : j + len(mixed)] * np.uint64(
-            pow(0x9E3779B97F4A7C15, j + 1, 1 << 64)
-        )  # wraps around at 2^64
+        factor = np.uint64(pow(0x9E3779B97F4A7C15, j + 1, 1 << 64))
+        mixed += ids[j : j + len(mixed)] * factor  # wraps around at 2^64
     ends = np.cumsum(sizes, dtype=np.int64)
     whole = np.ones(len(mixed), dtype=bool)
     for j in range(1, k):
         whole[ends - j] = False  # these runs would reach into the next text
-    starts = np.concatenate([[0], ends - (k - 1) * np.arange(1, len(texts) + 1)])
+    starts = np.concatenate([[0], ends - (k - 1) * np.arange(1, len(texts) + 1)])  # each text has k - 1 runs fewer
     return (mixed[whole] >> np.uint64(32)).astype(np.uint32), starts
 
 
@@ -117,6 +118,8 @@ def minhash(texts, n=128, *, k=5, seed=0):
 
     The share of equal columns of two rows estimates the Jaccard similarity of the two texts' sets of runs of k words.
     """
+    if isinstance(texts, str) or k < 1:
+        raise ValueError(f"minhash takes a list of texts and k of at least 1, got {type(texts).__name__} and k = {k}")
     (h, starts), (a, b) = shingle_hashes(texts, k), orders(n, seed)
     h = stirred(h)
     signatures = np.empty((len(texts), n), dtype=np.uint32)
@@ -129,23 +132,37 @@ def minhash(texts, n=128, *, k=5, seed=0):
     return signatures
 
 
-def candidate_pairs(signatures, bands):
-    """Pairs (m, 2) of texts, i < j, that agree in all rows of at least one band (Indyk and Motwani 1998)."""
-    n, rows = len(signatures), signatures.shape[1] // bands
-    if rows < 1 or rows * bands != signatures.shape[1]:
-        raise ValueError(f"{signatures.shape[1]} numbers a text cannot be cut into {bands} equal bands")
-    found = [np.empty((0, 2), dtype=np.int64)]
+def candidate_pairs(signatures, bands, *, limit=10_000_000):
+    """Pairs (m, 2) of texts, i < j, that agree in all rows of at least one band (Indyk and Motwani 1998).
+
+    n equal texts are n(n - 1)/2 pairs: remove exact copies first. ValueError when a band has more than `limit` pairs.
+    """
+    n, width = signatures.shape
+    if bands < 1 or bands > width or width % bands:
+        raise ValueError(f"{width} numbers a text cannot be cut into {bands} equal bands")
+    rows, found = width // bands, np.empty(0, dtype=np.int64)
     factors = orders(2 * rows, seed=1)[0].view(np.uint64)  # fold the rows of a band into 64 bits
     for band in range(bands):
         key = (signatures[:, band * rows : (band + 1) * rows] * factors).sum(1)
+        sizes = np.unique(key, return_counts=True)[1]
+        if (pairs := int((sizes * (sizes - 1) // 2).sum())) > limit:
+            raise ValueError(f"{pairs:,} pairs in a band, over the limit of {limit:,}: remove exact copies first")
         order = np.argsort(key, kind="stable")
-        key = key[order]
+        key, new = key[order], [found]
         for step in range(1, n):  # equal keys are neighbours, at a distance of 1, 2, …
             equal = key[step:] == key[:-step]
             if not equal.any():
                 break
-            found.append(np.sort(np.column_stack([order[:-step][equal], order[step:][equal]]), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+            a, b = order[:-step][equal], order[step:][equal]
+            new.append(np.minimum(a, b) * n + np.maximum(a, b))
+        found = np.unique(np.concatenate(new))
+    return np.column_stack(np.divmod(found, max(1, n)))
+
+
+def verified(signatures, pairs, threshold):
+    """Those of the pairs (m, 2) whose estimated similarity, the share of equal numbers, is at least `threshold`."""
+    pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    return pairs[(signatures[pairs[:, 0]] == signatures[pairs[:, 1]]).mean(1) >= threshold]
 
 
 def clusters(n, pairs):
@@ -156,28 +173,47 @@ def clusters(n, pairs):
 
 
 def split_by_cluster(labels, share, seed=0):
-    """Bool (n,), True for validation: whole clusters in a drawn order, while they fit into `share` of the texts."""
+    """Bool (n,), True for validation: whole clusters in a drawn order, those that still fit into `share` of the texts.
+
+    ValueError when not even one fits.
+    """
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, got {share}")
     _, member, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    return np.isin(member, order[np.cumsum(sizes[order]) <= share * len(labels)])
+    room, chosen = int(share * len(labels)), []
+    for cluster in np.random.default_rng(seed).permutation(len(sizes)):
+        if sizes[cluster] <= room:
+            chosen.append(cluster)
+            room -= sizes[cluster]
+    if not chosen:
+        raise ValueError(f"no cluster fits into {share:.0%} of {len(labels)} texts; sizes from {min(sizes, default=0)}")
+    return np.isin(member, chosen)
+
+
+def ended(document, eot):
+    """int64 ids of a document with `eot` behind them. ValueError for what is no id, or marks the end of a document."""
+    ids = np.asarray(document)
+    if ids.size and ids.dtype.kind not in "iu":
+        raise ValueError(f"ids must be whole numbers, got {ids.dtype}")
+    ids = np.append(ids, eot).astype(np.int64)
+    if ids.min() < 0 or ids.max() > 65_535:
+        raise ValueError(f"ids must be from 0 to 65,535 to fit two bytes, got {ids.min()} to {ids.max()}")
+    if (ids == eot).sum() != 1:
+        raise ValueError(f"a document holds the id {eot}, which marks the end of one")
+    return ids
 
 
 def to_shard(documents, eot):
     """uint16 (tokens,): the ids of all documents, each with `eot` behind it. ValueError for ids that do not fit."""
     if not len(documents):
         raise ValueError("a shard needs at least one document")
-    ids = np.concatenate([np.append(np.asarray(document, dtype=np.int64), eot) for document in documents])
-    if ids.min() < 0 or ids.max() > 65_535:
-        raise ValueError(f"ids must be from 0 to 65,535 to fit two bytes, got {ids.min()} to {ids.max()}")
-    if (ids == eot).sum() != len(documents):
-        raise ValueError(f"a document holds the id {eot}, which marks the end of one")
-    return ids.astype(np.uint16)
+    return np.concatenate([ended(document, eot) for document in documents]).astype(np.uint16)
 
 
 def documents_of(shard, eot):
-    """The documents of a shard, as views without their end marks."""
+    """The documents of a shard, as views without their end marks. ValueError when the last one has no end."""
+    if not len(shard) or shard[-1] != eot:
+        raise ValueError(f"the shard does not end in the end mark {eot}: it is cut off, or another id marks the end")
     ends = np.flatnonzero(shard == eot)
     return [shard[start:end] for start, end in zip(np.append(0, ends[:-1] + 1), ends)]
 
@@ -201,12 +237,13 @@ def best_fit(lengths, size):
 def pack(documents, size, eot):
     """(ids uint16, numbers int32), both (rows, size): documents, `eot` behind each, and which document stands where.
 
-    A document that is longer than a row is cut into pieces. Padding has the id `eot` and the number −1.
+    A document that, with its end mark, is longer than a row is cut into pieces. Padding has the id `eot` and the number
+    −1; it must not count in a loss.
     """
     pieces = [
         (number, whole[start : start + size])
         for number, document in enumerate(documents)
-        for whole in [np.append(np.asarray(document), eot)]
+        for whole in [ended(document, eot)]
         for start in range(0, len(whole), size)
     ]
     rows = best_fit([len(piece) for _, piece in pieces], size)

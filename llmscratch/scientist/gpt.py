@@ -1,6 +1,6 @@
 """GPT-2, block by block: the model, its size and its cost by formula, and transformers' weights in it."""
 
-# Generated from 02_for_scientist/05_gpt.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/05_gpt.ipynb by `make export`: change the notebook, not this file.
 
 from dataclasses import dataclass
 

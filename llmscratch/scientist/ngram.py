@@ -1,6 +1,6 @@
 """N-grams with add-k, interpolation and Kneser–Ney, counted once for every order; a text's exact bits per byte."""
 
-# Generated from 02_for_scientist/01_language_models_from_counts.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/01_language_models_from_counts.ipynb by `make export`: change the notebook, not this file.
 
 __all__ = [
     "AddK",
@@ -11,7 +11,6 @@ __all__ = [
     "TOKEN",
     "Words",
     "distribution",
-    "line_up",
     "sample",
     "to_bytes",
 ]
@@ -29,16 +28,21 @@ def to_bytes(text):
     return np.frombuffer(text.encode(), np.uint8)
 
 
-def line_up(documents, V):
-    """The documents' ids in one array, id V before, between and after them; per place how far back the last V lies.
+def _check_ids(ids, V):
+    """The ids as an array. ValueError unless they are whole numbers from 0 to V − 1."""
+    ids = np.asarray(ids)
+    if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= V):
+        raise ValueError(f"ids must be whole numbers from 0 to {V - 1}, got {ids!r:.60}")
+    return ids.astype(np.int64)
 
-    ValueError when there is no document, or one has anything but whole numbers from 0 to V − 1.
-    """
+
+def _line_up(documents, V):
+    """The documents' ids in one array, id V before, between and after them; per place how far back the last V lies."""
     parts = [[V]]
     for document in map(np.asarray, documents):
-        if document.size and (document.dtype.kind not in "iu" or document.min() < 0 or document.max() >= V):
-            raise ValueError(f"a document must be whole numbers from 0 to {V - 1}, got {document!r:.60}")
-        parts += [document, [V]]
+        if document.ndim != 1:
+            raise ValueError("documents must be a list of 1-D arrays of ids; for one document write [document]")
+        parts += [_check_ids(document, V), [V]]
     if len(parts) == 1:
         raise ValueError("there must be at least one document")
     ids = np.concatenate(parts).astype(np.int64)
@@ -56,10 +60,10 @@ class Counts:
     """
 
     def __init__(self, documents, order, V):
-        if order < 1 or V < 1:
-            raise ValueError(f"order and V must be at least 1, got {order} and {V}")
+        if order < 1 or not 1 <= V < 2**31:
+            raise ValueError(f"order must be at least 1 and V from 1 to 2³¹ − 1, got {order} and {V}")
         self.order, self.V, self.keys, self.raw, self.cont = order, V, [], [], []
-        ids, room = line_up(documents, V)
+        ids, room = _line_up(documents, V)
         gram, starts = np.zeros(len(ids), np.int64), None  # gram: the number of the n-gram that ends here
         for m in range(1, order + 1):
             at = np.flatnonzero(room >= max(m - 1, 1))
@@ -82,13 +86,13 @@ class Counts:
 
         Number −1: never seen. Context −2: it would reach past the start of the document.
         """
-        ids, room = line_up(documents, self.V)
+        ids, room = _line_up(documents, self.V)
         gram, contexts, grams = np.zeros(len(ids), np.int64), [], []
         for m, keys in enumerate(self.keys[:order], start=1):
             contexts.append(np.where(room[1:] >= max(m - 1, 1), gram[:-1], -2))
             wanted = contexts[-1] * (self.V + 1) + ids[1:]
-            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            grams.append(np.where((contexts[-1] >= 0) & (keys[at] == wanted), at, -1))
+            at = np.searchsorted(keys, wanted)
+            grams.append(np.where((contexts[-1] >= 0) & (np.append(keys, -1)[at] == wanted), at, -1))
             gram = np.concatenate([[np.searchsorted(keys, self.V) if m == 1 else -1], grams[-1]])
         return ids[1:], np.array(contexts), np.array(grams)
 
@@ -105,22 +109,21 @@ class NGram:
     def __init__(self, counts, order=None, base=None):
         order = counts.order if order is None else order
         if not 1 <= order <= counts.order:
-            raise ValueError(f"order must be from 1 to {counts.order}, the longest that was counted, got {order}")
+            raise ValueError(f"order must be from 1 to {counts.order}, the longest counted, got {order}")
         self.counts, self.order, self.size, self.levels = counts, order, counts.V + 1, []
-        self.base = np.full(self.size, 1 / self.size) if base is None else np.asarray(base, float)
-        if self.base.shape != (self.size,) or self.base.min() <= 0 or abs(self.base.sum() - 1) > 1e-9:
+        self.base = np.full(self.size, 1 / self.size) if base is None else np.array(base, float)
+        if self.base.shape != (self.size,) or not (self.base > 0).all() or abs(self.base.sum() - 1) > 1e-9:
             raise ValueError(f"base must be {self.size} probabilities above 0 that sum to 1")
-        contexts = 1
-        for m in range(order):  # per level: counts; for each context their sum, and how many symbols followed
+        for m in range(order):  # counts; per context their sum, and how many symbols; [-1]: never seen
             n, context = self.numerators(m), counts.keys[m] // self.size
-            total = np.maximum(np.bincount(context, weights=n, minlength=contexts), 1)
-            self.levels.append((n, total, np.bincount(context, minlength=contexts)))
-            contexts = len(n)
+            size = len(counts.keys[m - 1]) if m else 1
+            total, types = np.bincount(context, weights=n, minlength=size), np.bincount(context, minlength=size)
+            self.levels.append((np.append(n, 0), np.append(np.maximum(total, 1), 1), np.append(types, 0)))
 
     def one_a_level(self, name, values):
         """The values as an array (order,). ValueError unless each is from 0 to under 1."""
         values = np.array(values, float)
-        if values.shape != (self.order,) or values.min() < 0 or values.max() >= 1:
+        if values.shape != (self.order,) or not ((values >= 0) & (values < 1)).all():
             raise ValueError(f"{name} must be {self.order} numbers from 0 to under 1, got {values}")
         return values
 
@@ -137,8 +140,7 @@ class NGram:
         symbols, contexts, grams = self.counts.find(documents, self.order)
         p = base = self.base[symbols]
         for m, (context, gram) in enumerate(zip(contexts, grams)):
-            n = np.where(gram >= 0, self.levels[m][0][gram], 0)
-            taken, left = self.parts(m, n, np.maximum(context, 0))
+            taken, left = self.parts(m, self.levels[m][0][gram], np.maximum(context, -1))
             below = base if self.keeps_only_base else p
             p = np.where(context >= 0, taken + left * below, np.where(context == -1, below, p))
         return np.log(p)
@@ -151,18 +153,16 @@ class NGram:
 def distribution(model, history=()):
     """p of every id and of END, (V + 1,), after `history`, the ids since the document's start; others: ValueError."""
     counts, size, state = model.counts, model.size, [0]
-    tail = [counts.V, *map(int, history)]
-    if len(tail) > 1 and not 0 <= min(tail[1:]) <= max(tail[1:]) < counts.V:
-        raise ValueError(f"ids must be from 0 to {counts.V - 1}, got {min(tail[1:])} to {max(tail[1:])}")
+    tail = [counts.V, *_check_ids(history, counts.V).tolist()]
     for symbol in tail[max(len(tail) - model.order + 1, 0) :]:
         longer = [0]  # longer[j]: the number of the last j symbols, −1 when never seen
         for keys, gram in zip(counts.keys, state):
             at = np.searchsorted(keys, gram * size + symbol)
             longer.append(int(at) if gram >= 0 and at < len(keys) and keys[at] == gram * size + symbol else -1)
         state = longer
-    p = model.base
+    p = model.base.copy()
     for m, context in enumerate(state):
-        p = model.base if model.keeps_only_base else p
+        p = model.base.copy() if model.keeps_only_base else p
         low, high = np.searchsorted(counts.keys[m], (context * size, context * size + size))
         if low < high:  # the context was seen, and these n-grams continue it
             taken, left = model.parts(m, model.levels[m][0][low:high], context)
@@ -189,7 +189,7 @@ class AddK(NGram):
     keeps_only_base = True
 
     def __init__(self, counts, order=None, base=None, k=0.01):
-        if k <= 0:
+        if not 0 < k < np.inf:
             raise ValueError(f"k must be above 0, got {k}")
         super().__init__(counts, order, base)
         self.k = k
@@ -211,12 +211,12 @@ class Interpolated(NGram):
         """The frequency counts for weights[m], the level below for the rest."""
         return self.weights[m] * n / self.levels[m][1][context], 1 - self.weights[m]
 
-    def tune(self, documents, steps=15):
-        """Set the weights by EM on documents that were not counted; mean −log₂ p of a symbol before each step."""
+    def tune(self, documents, steps=100, enough=1e-4):
+        """EM for the weights on new documents until a step gains under `enough`; mean −log₂ p before each step."""
         symbols, contexts, grams = self.counts.find(documents, self.order)
         seen, bits, f = contexts >= 0, [], np.zeros(contexts.shape)  # f: the frequencies, (order, N)
         for m, (n, total, _) in enumerate(self.levels):
-            f[m] = np.where(grams[m] >= 0, n[grams[m]] / total[np.maximum(contexts[m], 0)], 0)
+            f[m] = n[grams[m]] / total[np.maximum(contexts[m], -1)]
         for _ in range(steps):
             left, shares = np.ones(len(symbols)), np.empty(f.shape)
             for m in reversed(range(self.order)):
@@ -225,8 +225,10 @@ class Interpolated(NGram):
             below = left * self.base[symbols]
             p = below + shares.sum(0)
             bits.append(-np.log2(p).mean())
-            reached = (below + np.cumsum(shares, axis=0)) / p  # drawn by this level or a lower one
-            stopped, came = (seen * shares / p).sum(1), (seen * reached).sum(1)
+            if bits[:-1] and bits[-2] - bits[-1] < enough:
+                break
+            reached = below + np.cumsum(shares, axis=0)  # drawn by this level or a lower one
+            stopped, came = shares @ (1 / p), (seen * reached) @ (1 / p)
             self.weights = np.minimum(stopped / np.maximum(came, 1e-12), 1 - 1e-9)
         return bits
 
@@ -263,7 +265,7 @@ class Words:
     """
 
     def __init__(self, texts, order=5):
-        tokens = sorted({token for text in texts for token in TOKEN.findall(text)})
+        tokens = sorted(set(self._tokens(texts)))
         self.known = {token: i for i, token in enumerate(tokens)}
         self.V = len(tokens) + 1
         self.spelling = KneserNey(Counts(map(to_bytes, tokens), order, 256))
@@ -271,8 +273,13 @@ class Words:
         p = np.exp(self._spell(tokens)) * (1 - p_end)
         self.base = np.array([*p, 1 - p_end - p.sum(), p_end])
 
-    def _spell(self, tokens):
-        """ln p of each token's bytes and their end."""
+    @staticmethod
+    def _tokens(texts):
+        if isinstance(texts, str):
+            raise ValueError("texts must be a sequence of texts; for one text write [text]")
+        return [token for text in texts for token in TOKEN.findall(text)]
+
+    def _spell(self, tokens):  # ln p of each token's bytes and their end
         logp = self.spelling.log_prob(map(to_bytes, tokens))
         return np.add.reduceat(logp, np.cumsum([0] + [len(to_bytes(token)) + 1 for token in tokens[:-1]]))
 
@@ -280,9 +287,13 @@ class Words:
         """The ids of a text's tokens."""
         return np.array([self.known.get(token, self.V - 1) for token in TOKEN.findall(text)], np.int64)
 
+    def decode(self, ids):
+        """The text of ids; "<unk>" for V − 1. ValueError for anything but ids below V."""
+        return "".join(np.array([*self.known, "<unk>"], object)[_check_ids(ids, self.V)])
+
     def spelling_bits(self, texts):
         """−log₂ p of the texts' unknown words, given that they are unknown: comes on top of any model of the ids."""
-        unknown = [token for text in texts for token in TOKEN.findall(text) if token not in self.known]
+        unknown = [token for token in self._tokens(texts) if token not in self.known]
         if not unknown:
             return 0.0
         share = self._spell(unknown) + np.log1p(-self.base[-1]) - np.log(self.base[-2])

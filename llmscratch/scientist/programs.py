@@ -2,7 +2,7 @@
 given text, or every path there is) and measured (entropy, mean length and number of paths, exactly).
 """
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
 import itertools
 import math
@@ -76,7 +76,10 @@ class Variable:
 
 
 def read(text, at, piece):
-    """The place after `piece`, None when `text` goes on differently; without a text, what was said and the piece."""
+    """The place after `piece`, None when `text` goes on differently; without a text, what was said and the piece.
+
+    So one method both reads (`at` is a place) and lists all paths (`text` is None, and `at` is what was said so far).
+    """
     if text is None:
         return at + piece
     return at + len(piece) if text.startswith(piece, at) else None

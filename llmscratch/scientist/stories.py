@@ -1,7 +1,8 @@
 """A generator of short stories that knows the probability of each, and the pipeline from raw text to training rows."""
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
+import itertools
 import math
 import re
 import tomllib
@@ -14,7 +15,7 @@ from llmscratch.kit.paths import data_file
 from llmscratch.kit.templates import Fact, Form, OneOf, Parts, Words, read_world
 from llmscratch.scientist.programs import Choice, Sequence, Telling, Text, Total, Value, Variable
 
-__all__ = ["Story", "World", "build", "content_words", "program", "with_facts"]
+__all__ = ["Story", "World", "build", "chooses", "content_words", "program", "with_facts"]
 
 
 def build(tree, cast, done):
@@ -38,6 +39,11 @@ def build(tree, cast, done):
     return done[id(tree)]
 
 
+def chooses(tree):
+    """Whether a tree holds a choice."""
+    return isinstance(tree, OneOf) or isinstance(tree, Parts) and any(map(chooses, tree.parts))
+
+
 def program(plots):
     """The program that tells a story of one of the plots, and, for each plot, the programs that word its facts."""
     tellers, facts = [], {}
@@ -46,6 +52,13 @@ def program(plots):
         for one, other in [(member, other) for member in plot.cast for other in plot.cast[member].apart]:
             cast[one].apart.append(cast[other])
             cast[other].apart.append(cast[one])
+        for member, variable in cast.items():
+            if any(a not in b.apart for a, b in itertools.combinations(variable.apart, 2)):
+                raise ValueError(f"plot {name}: those that {member} must differ from must differ from each other too")
+            if len(variable.pool) <= len(variable.apart):
+                raise ValueError(f"plot {name}, cast {member}: {len(variable.pool)} entries are too few to differ")
+        if key := next((key for key, tree in plot.facts.items() if chooses(tree)), None):
+            raise ValueError(f"plot {name}, fact {key}: a fact holds no choice [a|b], it would be a guess")
         tellers.append(Sequence([Text(name, key="plot"), build(plot.story, cast, done)]))
         facts[name] = {key: build(tree, cast, done) for key, tree in plot.facts.items()}
     return Choice(tellers, [plot.weight for plot in plots.values()]), facts
@@ -80,8 +93,9 @@ def with_facts(text, log_prob, cast, facts):
     """
     known = {key: words for key, words in cast.items() if isinstance(key, str)}
     for key, node in facts[known["plot"]].items():
-        if all(part.variable in cast for part in getattr(node, "parts", [node]) if isinstance(part, Value)):
-            known.setdefault(key, next(node.match(None, "", cast, 0.0))[0])
+        said, after, _ = next(node.match(None, "", cast, 0.0))  # a fact holds no choice: its one wording
+        if len(after) == len(cast):  # nothing had to be drawn for it
+            known.setdefault(key, said)
     return Story(text, log_prob, known | {"words": content_words(text)})
 
 
@@ -89,8 +103,11 @@ class World:
     """All stories of a world file; `data` is its parsed TOML. TemplateError or ValueError says what is wrong in it."""
 
     def __init__(self, data):
-        self.lists, plots = read_world(data)
-        self.root, self.facts = program(plots)
+        try:
+            self.lists, plots = read_world(data)
+            self.root, self.facts = program(plots)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"something is missing in the world file, or of the wrong type: {error!r}") from error
 
     @classmethod
     def load(cls, path: str | PathLike | None = None) -> "World":

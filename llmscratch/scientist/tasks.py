@@ -2,7 +2,7 @@
 answer, and the almanac, short articles about its people, places and things with questions.
 """
 
-# Generated from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/06_pretraining_data.ipynb by `make export`: change the notebook, not this file.
 
 import re
 import tomllib

@@ -1,11 +1,12 @@
 """Byte-level BPE, trained, encoded and stored as tiktoken does it, and the Storyteller's own vocabulary."""
 
-# Generated from 02_for_scientist/02_tokenization.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/02_tokenization.ipynb by `make export`: change the notebook, not this file.
 
 import base64
 import hashlib
 import heapq
 import itertools
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,10 @@ GPT4_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
 
 
 def split_text(text: str, pattern: str = GPT4_PATTERN) -> list[str]:
-    """The pieces of a text, in order. ValueError when the pattern leaves something out, which would be lost."""
+    """The pieces of a text, in order. ValueError if the pattern has groups, or leaves out (so loses) something."""
     pieces = regex.findall(pattern, text)
-    if sum(map(len, pieces)) != len(text):
-        raise ValueError(f"the pattern {pattern!r} leaves out a part of the text {text[:40]!r}")
+    if regex.compile(pattern).groups or sum(map(len, pieces)) != len(text):
+        raise ValueError(f"the pattern {pattern!r} leaves out a part of the text {text[:40]!r}, or has groups")
     return pieces
 
 
@@ -59,7 +60,7 @@ def learn_bpe(words: Mapping[bytes, int], n_tokens: int) -> list[bytes]:
         a, b = pair = heapq.heappop(queue)[1]
         token, change = tokens[ord(a)] + tokens[ord(b)], defaultdict(int)
         new = ids.setdefault(token, len(tokens))
-        if new == len(tokens):  # else another pair has made the same bytes before
+        if new == len(tokens):  # else made before from another pair: aaa as aa + a, now as a + aa
             tokens.append(token)
         for w in where.pop(pair):
             for p in zip(parts[w], parts[w][1:]):
@@ -74,17 +75,14 @@ def learn_bpe(words: Mapping[bytes, int], n_tokens: int) -> list[bytes]:
 
 
 def merge_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """The ids of a piece: its bytes, merged by twos, always the two whose joined bytes have the lowest rank.
-
-    Of equals the leftmost go first. The candidates wait in a queue: n bytes take O(n log n).
-    """
-    if piece in ranks:
+    """The ids of a piece: its bytes, merged by twos, lowest rank first, of equals the leftmost; O(n log n)."""
+    if piece in ranks:  # at once, as in tiktoken
         return [ranks[piece]]
     n, queue = len(piece), []
     end, begin = list(range(1, n + 2)), list(range(-1, n + 1))  # for a part from i to j: end[i] = j, begin[j] = i
 
     def offer(i, j, k):
-        if piece[i:k] in ranks:
+        if i >= 0 and k <= n and piece[i:k] in ranks:
             heapq.heappush(queue, (ranks[piece[i:k]], i, j, k))
 
     for i in range(n - 1):
@@ -93,10 +91,8 @@ def merge_piece(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
         _, i, j, k = heapq.heappop(queue)
         if end[i] == j and end[j] == k:  # both parts are still there
             end[i], end[j], begin[k] = k, -1, i
-            if i > 0:
-                offer(begin[i], i, k)
-            if k < n:
-                offer(i, k, end[k])
+            offer(begin[i], i, k)
+            offer(i, k, end[k])
     return [ranks[piece[i : end[i]]] for i in range(n) if end[i] > 0]
 
 
@@ -109,8 +105,8 @@ class Vocabulary:
             raise ValueError("ranks must count from 0, each number once, with every single byte among the tokens")
         self._bytes = {i: token for token, i in self.ranks.items()}
         for name, i in self.specials.items():
-            if self._bytes.setdefault(i, name.encode()) != name.encode():
-                raise ValueError(f"the special token {name!r} has the id {i}, which stands for {self._bytes[i]!r}")
+            if not (t := name.encode()) or not isinstance(i, int) or i < 0 or self._bytes.setdefault(i, t) != t:
+                raise ValueError(f"special token {name!r}, id {i!r}: expected a name, and an id from 0 up that is free")
         self.n_vocab = max(self._bytes) + 1
 
     @classmethod
@@ -125,7 +121,7 @@ class Vocabulary:
                 ranks[base64.b64decode(token, validate=True)] = int(number)
             except ValueError:
                 number = b""
-            if number != b"%d" % rank or len(ranks) != rank + 1:
+            if not token or number != b"%d" % rank or len(ranks) != rank + 1:
                 raise ValueError(f"{path}, line {rank + 1}: expected base64 of a new token, {rank}, got {line[:40]!r}")
         return cls(ranks, specials, **options)
 
@@ -138,7 +134,7 @@ class Vocabulary:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the ids stand for. ValueError for an id that stands for nothing."""
         try:
-            return b"".join([self._bytes[i] for i in ids])
+            return b"".join([self._bytes[i] for i in map(operator.index, ids)])
         except KeyError as error:
             raise ValueError(f"no token has the id {error}; the largest is {self.n_vocab - 1}") from None
 
@@ -159,13 +155,16 @@ class Tokenizer(Vocabulary):
     @classmethod
     def train(cls, texts: Iterable[str], n_vocab: int, pattern: str = GPT4_PATTERN, specials: Sequence[str] = ()):
         """A tokenizer of n_vocab ids in all, the special tokens last. Errors as for `learn_bpe`."""
+        if isinstance(texts, str) or len(set(specials)) != len(specials):
+            raise ValueError("expected a list of texts ([text] for a single one), and each special token once")
         words = Counter(itertools.chain.from_iterable(split_text(text, pattern) for text in texts))
         tokens = learn_bpe({word.encode(): n for word, n in words.items()}, n_vocab - len(specials))
         return cls(dict(zip(tokens, itertools.count())), dict(zip(specials, itertools.count(len(tokens)))), pattern)
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """The ids of a text. A special token's name becomes its id if allowed ("all": any is), else a ValueError."""
-        allowed = set(self.specials if allowed_special == "all" else allowed_special)
+        some = [allowed_special] if isinstance(allowed_special, str) else allowed_special
+        allowed = set(self.specials if allowed_special == "all" else some)
         if unknown := allowed - set(self.specials):
             raise ValueError(f"there is no special token {min(unknown)!r}; there are {sorted(self.specials)}")
         ids, start = [], 0
@@ -184,10 +183,11 @@ class Tokenizer(Vocabulary):
         """The ids of any bytes, UTF-8 or not, from which `decode_bytes` restores them."""
         ids, cache = [], self._cache
         for piece in split_text(data.decode("utf-8", "surrogateescape"), self.pattern):
-            found = cache.get(piece)
-            if found is None:
+            if (found := cache.get(piece)) is None:
                 found = merge_piece(piece.encode("utf-8", "surrogateescape"), self.ranks)
-                if len(piece) <= 64 and len(cache) < 2**16:
+                if len(cache) >= 2**16:
+                    cache.clear()  # if only full, rare pieces could keep out the frequent ones for good
+                if len(piece) <= 64:
                     cache[piece] = found
             ids += found
         return ids

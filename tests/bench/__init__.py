@@ -53,7 +53,8 @@ class Result(NamedTuple):
     def met(self) -> bool:
         if self.race is None:
             return False
-        return self.race.ratio <= self.row.bound if self.row.upper else self.race.ratio >= self.row.bound
+        ratio = float(self.race.ratio)  # a row may have measured with NumPy, whose truth values JSON does not take
+        return ratio <= self.row.bound if self.row.upper else ratio >= self.row.bound
 
 
 ROWS: list[Row] = []

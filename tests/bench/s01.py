@@ -59,7 +59,7 @@ def beside_nltk() -> tuple:
     words = Words(train)
     space = {"KneserNeyInterpolated": KneserNeyInterpolated, "END": "■"}
 
-    space["np"], space["name"] = np, np.array([*words.known, "<unk>", "■"])
+    space["np"], space["as_strings"] = np, np.array([*words.known, "<unk>", "■"])
     exec(source(NOTEBOOK, "nltk_model"), space)
     return [words.encode(text) for text in train], words.V, space
 
@@ -75,7 +75,7 @@ def counting_beside_nltk() -> Race:
 )
 def scoring_beside_nltk() -> Race:
     docs, V, space = beside_nltk()
-    ours, theirs, name = KneserNey(Counts(docs, 3, V)), space["nltk_model"](docs, 3, 0.75), space["name"]
+    ours, theirs, name = KneserNey(Counts(docs, 3, V)), space["nltk_model"](docs, 3, 0.75), space["as_strings"]
     story = docs[0]
     return race(
         "scoring",
