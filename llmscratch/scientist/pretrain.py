@@ -1,6 +1,6 @@
 """Pretraining: batches of whole stories, AdamW with warm-up and cosine, and a run that a kill cannot spoil."""
 
-# Generated from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
 
 import argparse
 import contextlib
@@ -73,13 +73,13 @@ class Recipe:
     context: int = 384
     batch: int = 16  # stories a step
     micro: int = 16  # stories a backward pass: fewer need less memory, and change nothing
-    steps: int = 8_000
+    steps: int = 16_000
     lr: float = 2e-3
-    warmup: int = 200  # steps
+    warmup: int = 400  # steps
     floor: float = 0.02  # the last learning rate, as a part of lr
     weight_decay: float = 0.1
-    beta2: float = 0.95
-    clip: float = 1.0
+    beta2: float = 0.99
+    clip: float = 0.3
     bf16: bool = True
     seed: int = 0
 
