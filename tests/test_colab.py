@@ -99,7 +99,7 @@ def tiny(folder: Path) -> Path:
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     nbformat.write(new_notebook(cells=cells, metadata={"llmscratch": about, "kernelspec": kernel}), path)
     lesson = Notebook(path, "CB99", "Tiny", about)
-    path.write_text(upkeep.with_cells(lesson, [lesson], at), encoding="utf-8")
+    path.write_text(upkeep.with_cells(lesson, [lesson], at, {}), encoding="utf-8")
     return path
 
 

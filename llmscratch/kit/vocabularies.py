@@ -1,9 +1,8 @@
 """OpenAI's published vocabularies, without a network."""
 
-import hashlib
 from pathlib import Path
 
-from llmscratch.kit.packages import PACKAGES, DataUnavailable, package_folder
+from llmscratch.kit.packages import package_file
 
 # Name to the name of tiktoken's cache file, which is the sha1 of the address it comes from, and to the file's sha256.
 FILES = {
@@ -27,11 +26,4 @@ def tiktoken_file(name: str = "cl100k_base") -> Path:
     if name not in FILES:
         raise ValueError(f"the vocabularies are {' and '.join(map(repr, FILES))}, got {name!r}")
     file, sha256 = FILES[name]
-    path = package_folder("tiktoken_file") / "core" / "_static" / "tiktoken_cache" / file
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        package = PACKAGES["tiktoken_file"]
-        raise DataUnavailable(
-            f"asked for the vocabulary {name}, but its file in {package.pin} is missing or damaged. "
-            f"Install it again: {package.install} --force-reinstall"
-        )
-    return path
+    return package_file("tiktoken_file", f"core/_static/tiktoken_cache/{file}", sha256)
