@@ -73,13 +73,13 @@ class Recipe:
     context: int = 384
     batch: int = 16  # stories a step
     micro: int = 16  # stories a backward pass: fewer need less memory, and change nothing
-    steps: int = 16_000
+    steps: int = 8_000
     lr: float = 2e-3
-    warmup: int = 400  # steps
+    warmup: int = 200  # steps
     floor: float = 0.02  # the last learning rate, as a part of lr
     weight_decay: float = 0.1
-    beta2: float = 0.99
-    clip: float = 0.3
+    beta2: float = 0.95
+    clip: float = 1.0
     bf16: bool = True
     seed: int = 0
 
