@@ -96,7 +96,11 @@ def beside_entropy() -> Race:
     return Race(paid.mean(), true.mean(), paid.sum() / true.sum(), low, high)
 
 
-@row("4S07: stories told at temperature ½ that the generator could have told, letter for letter; theirs: all 100", at_least=0.9, unit="")
+@row(
+    "4S07: stories told at temperature ½ that the generator could have told, letter for letter; theirs: all 100",
+    at_least=0.9,
+    unit="",
+)
 def accepted() -> Race:
     model, tokenizer = storyteller()
     world, draw = World.load(), torch.Generator().manual_seed(0)
