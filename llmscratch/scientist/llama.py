@@ -1,5 +1,7 @@
 """Llama, grown from GPT one change at a time, and the real SmolLM2-135M-Instruct in it."""
 
+# Made from 02_for_scientist/20_llama.ipynb by `make export`: change the notebook, not this file.
+
 from dataclasses import astuple, dataclass
 
 import torch
@@ -9,7 +11,20 @@ from torch.nn import functional as F
 from llmscratch.kit import smollm2_file
 from llmscratch.scientist.gguf import GGUF, ChatTokenizer
 
-__all__ = ["Attention", "KVCache", "Layer", "Llama", "LlamaConfig", "SwiGLU", "load", "rotate", "rotation"]
+__all__ = ["Attention", "KVCache", "Layer", "Llama", "LlamaConfig", "PARTS", "SwiGLU", "load", "rotate", "rotation"]
+
+
+def rotation(positions, d_head, base=10_000.0):
+    """cos and sin, (T, d/2) each, of the angles p · base^(−2i/d) for positions p (T,) and pairs i (Su et al. 2021)."""
+    speed = 1.0 / base ** (torch.arange(0, d_head, 2, device=positions.device) / d_head)
+    angle = positions[:, None] * speed
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """x (…, T, d) with each pair (x[i], x[i + d/2]) turned by its angle; cos, sin: (T, d/2), from `rotation`."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -27,8 +42,8 @@ class LlamaConfig:
     eps: float = 1e-5
 
     def __post_init__(self):
-        if any(type(size) is not int or size < 1 for size in astuple(self)[:7]):
-            raise ValueError(f"all sizes must be whole numbers above 0: {self}")
+        if any(type(size) is not int or size < 1 for size in astuple(self)[:7]) or not (self.rope_base and self.eps):
+            raise ValueError(f"sizes must be whole numbers above 0, and base and ε not 0: {self}")
         if self.d_model % (2 * self.n_head) or self.n_head % self.n_kv_head:
             raise ValueError(f"each head must be of even width, and n_kv_head a divisor of n_head: {self}")
 
@@ -38,36 +53,32 @@ class LlamaConfig:
         return self.d_model // self.n_head
 
 
-def rotation(positions, d_head, base=10_000.0):
-    """cos and sin, (T, d/2) each, of the angles p · base^(−2i/d) for positions p (T,) and pairs i (Su et al. 2021)."""
-    speed = base ** -(torch.arange(0, d_head, 2, device=positions.device) / d_head)
-    angle = positions[:, None] * speed
-    return angle.cos(), angle.sin()
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), C → d_ff → C (Shazeer 2020)."""
 
+    def __init__(self, config):
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
 
-def rotate(x, cos, sin):
-    """x (…, T, d) with each pair (x[i], x[i + d/2]) turned by its angle; cos, sin: (T, d/2), from `rotation`."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class KVCache:
-    """Keys and values of the tokens read so far. length: how many; lower it to forget the last ones.
-
-    For reading on, not for training: what is kept has no gradient.
-    """
+    """Keys and values of `length` tokens read so far; lower it to forget the last ones. They carry no gradient."""
 
     def __init__(self, config, batch=1):
         self.batch, self.length, self._context = batch, 0, config.context
         self._kept = [torch.empty(2, batch, config.n_kv_head, 0, config.d_head)] * config.n_layer
 
     def append(self, layer, k, v):
-        """Keep k, v (B, n_kv_head, T, d) after the first `length` of a layer; returns (2, B, n_kv_head, length + T, d)."""
+        """Keep k, v (B, n_kv_head, T, d) after a layer's first `length`; returns (2, B, n_kv_head, length + T, d)."""
         kept, end = self._kept[layer], self.length + k.shape[2]
         if kept.shape[3] < end:  # double the room
-            room = k.new_empty(*kept.shape[:3], min(2 * end, self._context), kept.shape[4])
-            room[:, :, :, : self.length] = kept[:, :, :, : self.length]
-            self._kept[layer] = kept = room
+            more = k.new_empty(2, *k.shape[:2], min(end, self._context - self.length), k.shape[3])
+            self._kept[layer] = kept = torch.cat([kept[:, :, :, : self.length].to(more), more], dim=3)
         kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = k.detach(), v.detach()
         return kept[:, :, :, :end]
 
@@ -77,7 +88,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal attention with rotary positions; n_head / n_kv_head queries share a key and a value (Ainslie et al. 2023)."""
+    """Causal attention, rotary positions; n_head / n_kv_head queries share a key and a value (Ainslie et al. 2023)."""
 
     def __init__(self, config):
         super().__init__()
@@ -92,24 +103,10 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, n_head, T, d), (B, n_kv_head, T, d)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, n_kv_head, S, d)
-        S, seen = k.shape[2], None  # one new token sees all; else the new token t, at S − T + t, sees none after it
-        if 1 < T < S:
-            seen = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        S = k.shape[2]  # the new token t stands at S − T + t
+        seen = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if 1 < T < S else None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=T == S, enable_gqa=True)
         return self.o(out.transpose(1, 2).reshape(B, T, C))
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)), C → d_ff → C (Shazeer 2020)."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
-
-    def forward(self, x):
-        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Layer(nn.Module):
@@ -143,10 +140,12 @@ class Llama(nn.Module):
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"tokens must be integers (B, T), B and T > 0, got {tokens.dtype} {tuple(tokens.shape)}")
         c, start, (B, T) = self.config, 0 if cache is None else cache.length, tokens.shape
-        if tokens.device.type == "cpu" and (tokens.min() < 0 or tokens.max() >= c.vocab_size):  # elsewhere it would wait
+        if tokens.device.type == "cpu" and (tokens.min() < 0 or tokens.max() >= c.vocab_size):
             raise ValueError(f"token ids must be from 0 to {c.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
-        if start + T > c.context or (cache is not None and cache.batch != B):
-            raise ValueError(f"{start} + {T} tokens, context {c.context}; {B} sequences, cache for {cache and cache.batch}")
+        if start + T > c.context:
+            raise ValueError(f"{start} + {T} tokens are more than the context, {c.context}")
+        if cache is not None and cache.batch != B:
+            raise ValueError(f"the cache is for {cache.batch} sequences, the tokens are {B}")
         x = self.embed(tokens)  # (B, T, C)
         positions = torch.arange(start, start + T, device=x.device)
         cos, sin = (table.to(x.dtype) for table in rotation(positions, c.d_head, c.rope_base))
@@ -157,8 +156,7 @@ class Llama(nn.Module):
         return F.linear(self.norm(x[:, -1:] if last else x), self.embed.weight)
 
 
-# The parts of a layer: their names in a GGUF file, and ours.
-PARTS = {
+PARTS = {  # of a layer: their names in a GGUF file, and ours
     "attn_norm": "attn_norm", "attn_q": "attn.q", "attn_k": "attn.k", "attn_v": "attn.v", "attn_output": "attn.o",
     "ffn_norm": "mlp_norm", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_down": "mlp.down",
 }  # fmt: skip
@@ -170,8 +168,8 @@ def load(path=None):
     ValueError for a damaged file, another architecture, or a Llama with parts that ours has not.
     """
     file = GGUF(path or smollm2_file())
-    about, arch = file.fields, file.fields.get("general.architecture")
-    if arch != "llama":
+    about = {"llama.rope.freq_base": 10_000.0} | file.fields
+    if (arch := about.get("general.architecture")) != "llama":
         raise ValueError(f"{file.path} holds a model of the architecture {arch!r}; only 'llama' can be read")
     tokenizer = ChatTokenizer(about)
     keys = ("context_length", "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length",
@@ -184,10 +182,9 @@ def load(path=None):
         raise ValueError(f"{file.path} does not fit this Llama: {min(odd)} is missing, or has no place in it")
     weights = {}
     for theirs, ours in names.items():
-        w = torch.from_numpy(file[theirs])
+        w = weights[ours] = torch.from_numpy(file[theirs])
         if ours.endswith(("attn.q.weight", "attn.k.weight")):  # the file has a pair's two rows side by side
-            w = w.view(-1, config.d_head // 2, 2, config.d_model).transpose(1, 2).reshape(w.shape)
-        weights[ours] = w
+            weights[ours] = w.view(-1, config.d_head // 2, 2, config.d_model).transpose(1, 2).reshape(w.shape)
     with torch.device("meta"):  # shapes without numbers: those come from the file
         model = Llama(config).eval()
     model.load_state_dict(weights, assign=True)
