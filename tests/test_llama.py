@@ -62,8 +62,7 @@ def ids(c, B, T, seed=0):
 
 
 def close(a, b):
-    top = b.abs().max()
-    torch.testing.assert_close(a / top, b / top, rtol=0, atol=2e-5)
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * b.abs().max().item() + 1e-7)
 
 
 @settings(max_examples=15, deadline=None)
