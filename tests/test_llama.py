@@ -207,12 +207,12 @@ def write(path, config=SMALL, architecture="llama", kind="Q8_0", seed=0, leave_o
     writer.add_feed_forward_length(config.d_ff)
     writer.add_layer_norm_rms_eps(config.eps)
     writer.add_rope_freq_base(config.rope_base)
-    signs = [chr(33 + i) for i in range(config.vocab_size - 1)]
+    signs = [*(chr(33 + i) for i in range(config.vocab_size - 2)), '!"']
     writer.add_tokenizer_model(fields.pop("model", "gpt2"))
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(["<|end|>", *signs])
     writer.add_token_types([3] + [1] * len(signs))
-    writer.add_token_merges([])
+    writer.add_token_merges(['! "'])
     for key, value in fields.items():
         writer.add_string(key.replace("__", "."), value)
     names = {"embed.": "token_embd.", "layers.": "blk.", "attn.q": "attn_q", "attn.k": "attn_k", "attn.v": "attn_v",
@@ -255,7 +255,7 @@ def test_a_file_of_the_gguf_package_is_read(tmp_path, kind):
         if name.endswith(("attn.q.weight", "attn.k.weight")):
             want = want.view(shape).transpose(1, 2).reshape(want.shape)
         assert torch.equal(w, want), name
-    assert tokenizer.encode('"!#') == [2, 1, 3] and tokenizer.n_vocab == 50 and tokenizer.special == {"<|end|>": 0}
+    assert tokenizer.encode('"!"#') == [2, 49, 3] and tokenizer.n_vocab == 50 and tokenizer.special == {"<|end|>": 0}
     with pytest.raises(Exception, match="this_file_has_no_chat_template"):
         tokenizer.chat([{"role": "user", "content": "Hi"}])
 
@@ -320,7 +320,7 @@ def test_every_array_of_smollm2_is_that_of_the_gguf_package():
     file = GGUF(smollm2_file())
     listed = GGUFReader(smollm2_file()).tensors
     assert {tensor.name for tensor in listed} == set(file.tensors)
-    for tensor in listed[::7]:
+    for tensor in listed[::9]:
         assert np.array_equal(file[tensor.name], dequantize(tensor.data, tensor.tensor_type)), tensor.name
 
 
