@@ -232,6 +232,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(kind):
         (lambda: index.add([1], rows(1)[0]), r"got \(6,\)"),
         (lambda: index.add([1, 2, 4], rows(2)), "ids must be 2 whole numbers, one a vector"),
         (lambda: index.add([1.0, 2.5], rows(2)), "whole numbers, one a vector; got float64"),
+        (lambda: index.add(np.array([1, 2], np.uint64), rows(2)), "whole numbers, one a vector; got uint64"),
         (lambda: index.add([1, 5], rows(2)), "id 5 is taken"),
         (lambda: index.add([1, 1], rows(2)), "id 1 is taken"),
         (lambda: index.delete([3, 4]), "id 4 is not in the index"),

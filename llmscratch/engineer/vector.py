@@ -70,7 +70,7 @@ class Store:
     def add(self, ids, vectors):
         """Take up vectors (n, dim) under new ids (n,), whole numbers. ValueError, and no change, if they do not fit."""
         vectors, ids = unit(vectors, self.dim), np.asarray(ids)
-        if ids.shape != (len(vectors),) or (ids.size and ids.dtype.kind not in "iu"):
+        if ids.shape != (len(vectors),) or (ids.size and (ids.dtype.kind not in "iu" or ids.dtype == np.uint64)):
             raise ValueError(
                 f"ids must be {len(vectors)} whole numbers, one a vector; got {ids.dtype} {ids.shape}"
             )
