@@ -102,6 +102,8 @@ def test_what_is_no_text_is_refused(embed):
         embed(["fine", 3])
     with pytest.raises(ValueError, match="put a single text into a list"):
         embed("not a list")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got -1"):
+        embed(["fine"], batch_size=-1)
     with pytest.raises(ValueError, match="max_length must be at least 2"):
         embed.tokenizer.encode("a", 1)
     with pytest.raises(ValueError, match=r"lacks \[CLS\]"):
@@ -243,6 +245,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(kind):
         (lambda: index.search(rows(1), 1.5), "got 1.5"),
         (lambda: index.search(rows(1), 2, filter=[5, 77]), "from 1 to 1, the vectors that pass the filter; got 2"),
         (lambda: index.search(rows(1), 1, filter=[]), "from 1 to 0"),
+        (lambda: index.search(rows(1), 1, filter=[3.5]), "filter must hold ids, whole numbers; got float64"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message), np.errstate(all="ignore"):
             attempt()

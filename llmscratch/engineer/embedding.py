@@ -185,9 +185,11 @@ class Embedder:
         self.dim = self.model.norm.normalized_shape[0]
 
     def __call__(self, texts, batch_size=32):
-        """Vectors (n, dim), float32, of n texts. ValueError when texts is one string, or holds anything but strings."""
+        """Vectors (n, dim), float32, of n texts. ValueError for one string, or anything but strings."""
         if isinstance(texts, str):
             raise ValueError("texts must be a list of strings; put a single text into a list")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         ids = [self.tokenizer.encode(text, self.max_length) for text in texts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # similar lengths together
         vectors = np.zeros((len(ids), self.dim), np.float32)

@@ -158,8 +158,10 @@ class Index(Store, Saved):
         if filter is not None or len(self) < self.used:
             allowed = self.alive[: self.used]
         if filter is not None:
-            which = "that pass the filter"
-            allowed = allowed & np.isin(self.ids[: self.used], np.fromiter(filter, np.int64))
+            which, wanted = "that pass the filter", np.array(list(filter))
+            if wanted.size and wanted.dtype.kind not in "iu":
+                raise ValueError(f"filter must hold ids, whole numbers; got {wanted.dtype}")
+            allowed = allowed & np.isin(self.ids[: self.used], wanted)
         there = len(self) if allowed is None else int(allowed.sum())
         if not isinstance(k, int | np.integer) or not 1 <= k <= there:
             raise ValueError(f"k must be a whole number from 1 to {there}, the vectors {which}; got {k!r}")
