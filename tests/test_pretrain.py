@@ -698,7 +698,7 @@ def test_the_storyteller_needs_hardly_more_bits_than_its_stories_hold():
     model, tokenizer = storyteller()
     few = stories("validation")[-24:]
     paid = story_bits(model, encode((s.text for s in few), tokenizer, model.config.context), bf16=True).sum()
-    assert 0.97 < paid / sum(s.bits for s in few) < 1.15
+    assert 0.97 < paid / sum(s.bits for s in few) < 1.09
     path = asset_file("checkpoints/storyteller.safetensors")
     notes = load_model(path)[1]
     assert path.stat().st_size <= 25e6 and set(notes["recipe"]) == set(asdict(Recipe()))
@@ -707,8 +707,8 @@ def test_the_storyteller_needs_hardly_more_bits_than_its_stories_hold():
 
 def test_the_storyteller_tells_stories_that_the_generator_could_have_told():
     model, tokenizer = storyteller()
-    told = tell(model, tokenizer, 20, temperature=0.5, generator=torch.Generator().manual_seed(1))
+    told = tell(model, tokenizer, 20, temperature=0.3, generator=torch.Generator().manual_seed(1))
     world = World.load()
     possible = [any(True for _ in world.paths(text)) for text in told]
-    assert sum(possible) >= 2, "\n".join(text for text, fine in zip(told, possible, strict=True) if not fine)
+    assert sum(possible) >= 6, "\n".join(text for text, fine in zip(told, possible, strict=True) if not fine)
     assert len(set(told)) == 20

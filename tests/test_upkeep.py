@@ -189,6 +189,15 @@ def test_a_proof_that_no_output_shows_is_refused(course):
     fails(course, "03_small.ipynb", "'half = theirs'", "`same` or `holds`")
 
 
+def test_proofs_wait_until_the_notebook_was_run(course):
+    notebook = course("01_common_basis/03_small.ipynb", IMPORTS, CODE, proofs=[["half of x", "math", "half = theirs"]])
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells[-1].execution_count = None
+    nbformat.write(nb, notebook)
+    assert run(course)[0] == 0
+    assert "half of x" not in (course.root / "README.md").read_text()
+
+
 def test_a_second_run_changes_nothing(course):
     notebook = course("01_common_basis/03_small.ipynb", IMPORTS, CODE)
     run(course)

@@ -1,4 +1,4 @@
-"""Pretraining: batches of whole stories, AdamW with warm-up and cosine, and a run that a kill cannot spoil."""
+"""Pretraining: batches of whole stories, AdamW and Muon with warm-up and cosine, and a run that a kill cannot spoil."""
 
 # Made from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
 
@@ -9,6 +9,7 @@ import math
 import os
 import time
 import zlib
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,18 @@ from llmscratch.scientist.stories import World
 from llmscratch.scientist.storyteller import encode, nats, save_model, story_bits, tell
 from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 
-__all__ = ["Batches", "Recipe", "checkpoints", "hub_source", "main", "pretrain", "story_source", "train_step"]
+__all__ = [
+    "Batches",
+    "Muon",
+    "Recipe",
+    "checkpoints",
+    "hub_source",
+    "main",
+    "orthogonal",
+    "pretrain",
+    "story_source",
+    "train_step",
+]
 
 
 class Batches:
@@ -63,6 +75,70 @@ class Batches:
         return [self.documents[i] for i in self.order[at]]
 
 
+def orthogonal(matrices, steps=5):
+    """Matrices (B, m, n) with their singular vectors, and singular values near 1 (most in 0.7 to 1.2), in bfloat16.
+
+    Newton–Schulz: an odd polynomial of each matrix, five times over, with the coefficients of Jordan (2024).
+    """
+    x = matrices.bfloat16()
+    x = x.mT if (tall := x.shape[1] > x.shape[2]) else x
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # now no singular value is above 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the groups with muon=True, which hold matrices (m, n): they move by lr · 0.2·√max(m, n) · orthogonal(g),
+    g being the Nesterov momentum of their gradients; AdamW for all others. Source: Jordan 2024, arXiv:2502.16982."""
+
+    def add_param_group(self, group):
+        """Add a group of parameters. ValueError when it says muon=True and holds something that is no matrix."""
+        super().add_param_group(group)
+        shapes = [tuple(p.shape) for p in self.param_groups[-1]["params"] if group.get("muon") and p.ndim != 2]
+        if shapes:
+            raise ValueError(f"Muon is for matrices; found the shapes {shapes}: leave them in a group of their own")
+
+    @torch.no_grad()
+    def step(self):
+        """One update; the gradients of Muon's groups are None afterwards."""
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for p in group["params"] if group.get("muon") else []:
+                if p.grad is not None:
+                    alike[p.shape].append(p)
+            for shape, same in alike.items():
+                moves = orthogonal(torch.stack([self._momentum(p) for p in same]))
+                for p, move in zip(same, moves):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(move, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+                    p.grad = None  # done: AdamW passes over it
+        super().step()
+
+    def _momentum(self, p, beta=0.95):
+        state = self.state[p]
+        if not state:
+            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
+        state["step"] += 1
+        return p.grad.lerp(state["momentum"].lerp_(p.grad, 1 - beta), beta)
+
+
+def _check(recipe):
+    """ValueError, with the value found and what is right, when a recipe's numbers make no run."""
+    for name, kind in {"batch": int, "micro": int, "steps": int, "lr": (int, float), "clip": (int, float)}.items():
+        value = getattr(recipe, name)
+        if not isinstance(value, kind) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be {'a whole number ' if kind is int else ''}above 0, got {value!r}")
+    decay, beta2, steps, warmup, floor = (
+        getattr(recipe, n) for n in ("weight_decay", "beta2", "steps", "warmup", "floor")
+    )
+    if not decay >= 0 or not 0 <= beta2 < 1:
+        raise ValueError(f"needs weight_decay ≥ 0 and 0 ≤ beta2 < 1; got {decay}, {beta2}")
+    if not 0 <= warmup < steps or not 0 <= floor <= 1:
+        raise ValueError(f"needs 0 ≤ warmup < steps, 0 ≤ floor ≤ 1; got {warmup}, {steps}, {floor}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every choice of a run: with the same data and threads, one recipe gives one model. ValueError if unfit."""
@@ -73,26 +149,19 @@ class Recipe:
     context: int = 384
     batch: int = 16  # stories a step
     micro: int = 16  # stories a backward pass: fewer need less memory, and change nothing
-    steps: int = 8_000
+    steps: int = 12_000
+    muon: bool = True  # for the matrices of the blocks; without, AdamW for everything
     lr: float = 2e-3
-    warmup: int = 200  # steps
+    warmup: int = 400  # steps
     floor: float = 0.02  # the last learning rate, as a part of lr
     weight_decay: float = 0.1
-    beta2: float = 0.95
-    clip: float = 1.0
+    beta2: float = 0.99
+    clip: float = 0.3
     bf16: bool = True
     seed: int = 0
 
     def __post_init__(self):
-        for name, kind in {"batch": int, "micro": int, "steps": int, "lr": (int, float), "clip": (int, float)}.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be {'a whole number ' if kind is int else ''}above 0, got {value!r}")
-        if not self.weight_decay >= 0 or not 0 <= self.beta2 < 1:
-            got = f"{self.weight_decay}, {self.beta2}"
-            raise ValueError(f"needs weight_decay ≥ 0 and 0 ≤ beta2 < 1; got {got}")
-        if not 0 <= self.warmup < self.steps or not 0 <= self.floor <= 1:
-            raise ValueError(f"needs 0 ≤ warmup < steps, 0 ≤ floor ≤ 1; got {self.warmup}, {self.steps}, {self.floor}")
+        _check(self)
 
     def model(self, vocab_size):
         """A new GPT of these sizes; narrow models get larger first weights, 0.02·√(768/C)."""
@@ -100,10 +169,12 @@ class Recipe:
         return GPT(config, torch.Generator().manual_seed(self.seed), std=0.02 * math.sqrt(768 / self.d_model))
 
     def optimizer(self, model):
-        """AdamW that decays matrices and embeddings, and leaves biases and LayerNorms alone."""
-        groups = [[p for p in model.parameters() if (p.ndim > 1) == decays] for decays in (True, False)]
-        groups = [{"params": g, "weight_decay": w} for g, w in zip(groups, (self.weight_decay, 0.0))]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, self.beta2), fused=True)
+        """Muon for the matrices of the blocks, AdamW for the rest; biases and LayerNorms do not decay."""
+        groups = defaultdict(list)
+        for name, p in model.named_parameters():
+            groups[self.muon and p.ndim > 1 and ".h." in f".{name}", p.ndim > 1].append(p)
+        groups = [{"params": p, "muon": m, "weight_decay": self.weight_decay * d} for (m, d), p in groups.items()]
+        return Muon(groups, lr=self.lr, betas=(0.9, self.beta2), fused=True)
 
     def lr_at(self, step):
         """The learning rate of a step, counted from 0: up in a line, then down along half a cosine to the floor."""

@@ -195,7 +195,7 @@ def command(argv=None):
     """What `llmscratch story` does: print a story as it is drawn. Exit status 2 for words that it does not know."""
     parser = argparse.ArgumentParser(prog="llmscratch story", description="Let the Storyteller tell a story.")
     parser.add_argument("prompt", nargs="?", default="", help="how the story begins (default: as the model likes)")
-    parser.add_argument("--temperature", type=float, default=0.5, help="0: always the likeliest (default: 0.5)")
+    parser.add_argument("--temperature", type=float, default=0.3, help="0: always the likeliest (default: 0.3)")
     parser.add_argument("--seed", type=int, help="the same seed, the same story (default: another one every time)")
     asked = parser.parse_args(argv)
     draw = torch.Generator()
