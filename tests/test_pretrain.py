@@ -23,13 +23,12 @@ from llmscratch.kit import DataUnavailable, asset_file, stories
 from llmscratch.scientist import pretrain as module
 from llmscratch.scientist import storyteller as storyteller_module
 from llmscratch.scientist.gpt import GPT, GPTConfig
+from llmscratch.scientist.muon import Muon, orthogonal
 from llmscratch.scientist.pretrain import (
     Batches,
-    Muon,
     Recipe,
     checkpoints,
     hub_source,
-    orthogonal,
     pretrain,
     story_source,
     train_step,
