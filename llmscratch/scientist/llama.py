@@ -1,6 +1,8 @@
 """Llama, grown from GPT one change at a time, and the real SmolLM2-135M-Instruct in it."""
 
-from dataclasses import dataclass, fields
+# Made from 02_for_scientist/20_llama.ipynb by `make export`: change the notebook, not this file.
+
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import nn
@@ -9,7 +11,20 @@ from torch.nn import functional as F
 from llmscratch.kit import smollm2_file
 from llmscratch.scientist.gguf import GGUF, ChatTokenizer
 
-__all__ = ["Attention", "KVCache", "Layer", "Llama", "LlamaConfig", "MLP", "RMSNorm", "load", "rotate", "rotation"]
+__all__ = ["Attention", "KVCache", "Layer", "Llama", "LlamaConfig", "PARTS", "SwiGLU", "load", "rotate", "rotation"]
+
+
+def rotation(positions, d_head, base=10_000.0):
+    """cos and sin, (T, d/2) each, of the angles p · base^(−2i/d) for positions p (T,) and pairs i (Su et al. 2021)."""
+    speed = 1.0 / base ** (torch.arange(0, d_head, 2, device=positions.device) / d_head)
+    angle = positions[:, None] * speed
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """x (…, T, d) with each pair (x[i], x[i + d/2]) turned by its angle; cos, sin: (T, d/2), from `rotation`."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -27,15 +42,10 @@ class LlamaConfig:
     eps: float = 1e-5
 
     def __post_init__(self):
-        for field in fields(self)[:7]:
-            size = getattr(self, field.name)
-            if type(size) is not int or size < 1:
-                raise ValueError(f"{field.name} must be a whole number above 0, got {size!r}")
+        if any(type(size) is not int or size < 1 for size in astuple(self)[:7]) or not (self.rope_base and self.eps):
+            raise ValueError(f"sizes must be whole numbers above 0, and base and ε not 0: {self}")
         if self.d_model % (2 * self.n_head) or self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"d_model {self.d_model} must be an even number for each of {self.n_head} heads, which must be shared "
-                f"evenly by {self.n_kv_head} heads of keys and values"
-            )
+            raise ValueError(f"each head must be of even width, and n_kv_head a divisor of n_head: {self}")
 
     @property
     def d_head(self):
@@ -43,89 +53,8 @@ class LlamaConfig:
         return self.d_model // self.n_head
 
 
-class RMSNorm(nn.Module):
-    """x / √(mean(x²) + ε) · γ over the last axis (Zhang and Sennrich 2019)."""
-
-    def __init__(self, d_model, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(d_model)), eps
-
-    def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-def rotation(positions, d_head, base=10_000.0):
-    """cos and sin, (T, d/2) each, of the angles p · base^(−2i/d) for positions (T,) and pairs i (Su et al. 2021)."""
-    speed = base ** -(torch.arange(0, d_head, 2, device=positions.device) / d_head)
-    angle = positions[:, None] * speed
-    return angle.cos(), angle.sin()
-
-
-def rotate(x, cos, sin):
-    """Turn each pair (x[i], x[i + d/2]) of x (…, T, d) by its angle; cos, sin (T, d/2) as of `rotation`."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
-
-class KVCache:
-    """Keys and values of the tokens read so far: for reading on, not for training (what is kept has no gradient).
-
-    length: tokens kept; set it lower to forget the last ones. Room is made as needed.
-    """
-
-    def __init__(self, config, batch=1):
-        self.config, self.batch, self.length = config, batch, 0
-        self._kept = [None] * config.n_layer  # (2, B, n_kv_head, room, d) each: keys, values
-
-    def append(self, layer, k, v):
-        """Keep k, v (B, n_kv_head, T, d) after the first `length` of a layer; returns all of that layer's, (…, S, d)."""
-        end, old = self.length + k.shape[2], self._kept[layer]
-        if old is None or old.shape[3] < end:
-            room = min(max(2 * end, 256), max(end, self.config.context))
-            self._kept[layer] = k.new_empty(2, *k.shape[:2], room, k.shape[3])
-            if old is not None:
-                self._kept[layer][:, :, :, : self.length] = old[:, :, :, : self.length]
-        kept = self._kept[layer]
-        kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = k.detach(), v.detach()
-        return kept[0, :, :, :end], kept[1, :, :, :end]
-
-    def select(self, rows):
-        """Keep these rows of the batch, in this order and perhaps repeatedly, as beam search needs it."""
-        rows = torch.as_tensor(rows)
-        self._kept = [None if kept is None else kept[:, rows] for kept in self._kept]
-        self.batch = len(rows)
-
-
-class Attention(nn.Module):
-    """Causal attention with rotary positions; n_head / n_kv_head queries share a key and a value (Ainslie et al. 2023)."""
-
-    def __init__(self, config):
-        super().__init__()
-        C, d = config.d_model, config.d_head
-        self.d_head = d
-        self.q = nn.Linear(C, config.n_head * d, bias=False)
-        self.k = nn.Linear(C, config.n_kv_head * d, bias=False)
-        self.v = nn.Linear(C, config.n_kv_head * d, bias=False)
-        self.o = nn.Linear(config.n_head * d, C, bias=False)
-
-    def forward(self, x, cos, sin, keep):
-        """x (B, T, C) → (B, T, C); keep(k, v) stores new keys and values and returns all of them."""
-        B, T, _ = x.shape
-        q, k, v = (linear(x).view(B, T, -1, self.d_head).transpose(1, 2) for linear in (self.q, self.k, self.v))
-        k, v = keep(rotate(k, cos, sin), v)  # (B, n_kv_head, S, d)
-        q, S = rotate(q, cos, sin), k.shape[2]
-        if T == 1:  # one new token sees everything: its heads stand as rows before their shared key
-            out = F.scaled_dot_product_attention(q.view(B, k.shape[1], -1, self.d_head), k, v)
-        elif T == S:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        else:  # new token t stands at S − T + t
-            seen = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
-        return self.o(out.reshape(B, -1, T, self.d_head).transpose(1, 2).reshape(B, T, -1))
-
-
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) · up(x)), C → d_ff → C (Shazeer 2020)."""
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), C → d_ff → C (Shazeer 2020)."""
 
     def __init__(self, config):
         super().__init__()
@@ -137,90 +66,126 @@ class MLP(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-class Layer(nn.Module):
-    """A block: attention, then the MLP; each reads a normalised copy of x (B, T, C) and adds to it."""
+class KVCache:
+    """Keys and values of `length` tokens read so far; lower it to forget the last ones. They carry no gradient."""
+
+    def __init__(self, config, batch=1):
+        self.batch, self.length, self._context = batch, 0, config.context
+        self._kept = [torch.empty(2, batch, config.n_kv_head, 0, config.d_head)] * config.n_layer
+
+    def append(self, layer, k, v):
+        """Keep k, v (B, n_kv_head, T, d) after a layer's first `length`; returns (2, B, n_kv_head, length + T, d)."""
+        kept, end = self._kept[layer], self.length + k.shape[2]
+        if kept.shape[3] < end:  # double the room
+            more = k.new_empty(2, *k.shape[:2], min(end, self._context - self.length), k.shape[3])
+            self._kept[layer] = kept = torch.cat([kept[:, :, :, : self.length].to(more), more], dim=3)
+        kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = k.detach(), v.detach()
+        return kept[:, :, :, :end]
+
+    def select(self, rows):
+        """Keep these rows of the batch (their numbers, perhaps repeated), in this order, as beam search needs it."""
+        self._kept, self.batch = [kept[:, rows] for kept in self._kept], len(rows)
+
+
+class Attention(nn.Module):
+    """Causal attention, rotary positions; n_head / n_kv_head queries share a key and a value (Ainslie et al. 2023)."""
 
     def __init__(self, config):
         super().__init__()
-        self.attn_norm, self.attn = RMSNorm(config.d_model, config.eps), Attention(config)
-        self.mlp_norm, self.mlp = RMSNorm(config.d_model, config.eps), MLP(config)
+        self.d_head, wide, narrow = config.d_head, config.d_model, config.n_kv_head * config.d_head
+        self.q, self.o = nn.Linear(wide, wide, bias=False), nn.Linear(wide, wide, bias=False)
+        self.k, self.v = nn.Linear(wide, narrow, bias=False), nn.Linear(wide, narrow, bias=False)
 
-    def forward(self, x, cos, sin, keep):
-        x = x + self.attn(self.attn_norm(x), cos, sin, keep)
+    def forward(self, x, cos, sin, cache=None, layer=0):
+        """x (B, T, C) → (B, T, C); cos, sin: of the positions of x; the cache has the keys and values before them."""
+        B, T, C = x.shape
+        q, k, v = (linear(x).view(B, T, -1, self.d_head).transpose(1, 2) for linear in (self.q, self.k, self.v))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, n_head, T, d), (B, n_kv_head, T, d)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, n_kv_head, S, d)
+        S = k.shape[2]  # the new token t stands at S − T + t
+        seen = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if 1 < T < S else None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=T == S, enable_gqa=True)
+        return self.o(out.transpose(1, 2).reshape(B, T, C))
+
+
+class Layer(nn.Module):
+    """Attention, then SwiGLU; each reads a copy of x (B, T, C) divided by its root mean square, and adds to x."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attn_norm, self.attn = nn.RMSNorm(config.d_model, config.eps), Attention(config)
+        self.mlp_norm, self.mlp = nn.RMSNorm(config.d_model, config.eps), SwiGLU(config)
+
+    def forward(self, x, cos, sin, cache=None, layer=0):
+        x = x + self.attn(self.attn_norm(x), cos, sin, cache, layer)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Llama(nn.Module):
-    """Llama (Touvron et al. 2023) with a tied head: tokens (B, T) to logits (B, T, V)."""
+    """Llama (Touvron et al. 2023) with a tied head."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)  # its transpose is the head, too
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
-        self.norm = RMSNorm(config.d_model, config.eps)
+        self.norm = nn.RMSNorm(config.d_model, config.eps)
 
     def forward(self, tokens, cache=None, last=False):
-        """Logits (B, T, V) for token ids (B, T), which follow those in the cache; last: of the last only, (B, 1, V).
+        """Logits (B, T, V) for token ids (B, T), which follow those in the cache; last: of the last, (B, 1, V).
 
         ValueError for another shape, unknown ids, too many tokens, or a cache for another batch.
         """
-        V, context = self.config.vocab_size, self.config.context
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"tokens must be integers (B, T), B and T > 0, got {tokens.dtype} {tuple(tokens.shape)}")
-        if tokens.device.type == "cpu" and (tokens.min() < 0 or tokens.max() >= V):  # elsewhere it would wait
-            raise ValueError(f"token ids must be from 0 to {V - 1}, got {tokens.min()} to {tokens.max()}")
-        start, (B, T) = cache.length if cache else 0, tokens.shape
-        if start + T > context:
-            raise ValueError(f"{start} + {T} tokens are more than the context, {context}")
-        if cache and cache.batch != B:
-            raise ValueError(f"the cache is for a batch of {cache.batch}, the tokens are {B} sequences")
-        cos, sin = rotation(torch.arange(start, start + T, device=tokens.device), self.config.d_head, self.config.rope_base)
+        c, start, (B, T) = self.config, 0 if cache is None else cache.length, tokens.shape
+        if tokens.device.type == "cpu" and (tokens.min() < 0 or tokens.max() >= c.vocab_size):
+            raise ValueError(f"token ids must be from 0 to {c.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")
+        if start + T > c.context:
+            raise ValueError(f"{start} + {T} tokens are more than the context, {c.context}")
+        if cache is not None and cache.batch != B:
+            raise ValueError(f"the cache is for {cache.batch} sequences, the tokens are {B}")
         x = self.embed(tokens)  # (B, T, C)
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        positions = torch.arange(start, start + T, device=x.device)
+        cos, sin = (table.to(x.dtype) for table in rotation(positions, c.d_head, c.rope_base))
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, (lambda k, v, i=i: cache.append(i, k, v)) if cache else lambda k, v: (k, v))
-        if cache:
+            x = layer(x, cos, sin, cache, i)
+        if cache is not None:
             cache.length += T
         return F.linear(self.norm(x[:, -1:] if last else x), self.embed.weight)
 
 
-# Our names for the parts of a block, by those in a GGUF file.
-PARTS = {
-    "attn_norm": "attn_norm", "ffn_norm": "mlp_norm", "attn_q": "attn.q", "attn_k": "attn.k", "attn_v": "attn.v",
-    "attn_output": "attn.o", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_down": "mlp.down",
+PARTS = {  # of a layer: their names in a GGUF file, and ours
+    "attn_norm": "attn_norm", "attn_q": "attn.q", "attn_k": "attn.k", "attn_v": "attn.v", "attn_output": "attn.o",
+    "ffn_norm": "mlp_norm", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_down": "mlp.down",
 }  # fmt: skip
 
 
 def load(path=None):
-    """A Llama and its tokenizer out of a GGUF file, by default SmolLM2-135M-Instruct: float32, evaluation mode.
+    """A Llama and its tokenizer from a GGUF file, by default SmolLM2-135M-Instruct's: float32, evaluation mode.
 
     ValueError for a damaged file, another architecture, or a Llama with parts that ours has not.
     """
     file = GGUF(path or smollm2_file())
-    about, arch = file.fields, file.fields.get("general.architecture")
-    if arch != "llama":
-        raise ValueError(f"{file.path} holds a model of architecture {arch!r}; only 'llama' can be read")
-    def size(key):
-        return about[f"llama.{key}"]
-    n_head = size("attention.head_count")
-    config = LlamaConfig(
-        len(about["tokenizer.ggml.tokens"]), size("context_length"), size("block_count"), n_head,
-        about.get("llama.attention.head_count_kv", n_head), size("embedding_length"), size("feed_forward_length"),
-        about.get("llama.rope.freq_base", 10_000.0), size("attention.layer_norm_rms_epsilon"),
-    )
-    with torch.device("meta"):  # shapes only: the weights come from the file
-        model = Llama(config)
+    about = {"llama.rope.freq_base": 10_000.0} | file.fields
+    if (arch := about.get("general.architecture")) != "llama":
+        raise ValueError(f"{file.path} holds a model of the architecture {arch!r}; only 'llama' can be read")
+    tokenizer = ChatTokenizer(about)
+    keys = ("context_length", "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length",
+            "feed_forward_length", "rope.freq_base", "attention.layer_norm_rms_epsilon")  # fmt: skip
+    config = LlamaConfig(tokenizer.n_vocab, *(about.get(f"llama.{key}") for key in keys))
     names = {"token_embd.weight": "embed.weight", "output_norm.weight": "norm.weight"}
     for i in range(config.n_layer):
         names |= {f"blk.{i}.{theirs}.weight": f"layers.{i}.{ours}.weight" for theirs, ours in PARTS.items()}
-    if odd := set(file.tensors) ^ set(names):
-        raise ValueError(f"{file.path} is no Llama of ours: {min(odd)!r} is missing or has no place")
+    if odd := (set(names) ^ set(file.tensors)) | {key for key in about if ".rope.scaling" in key}:
+        raise ValueError(f"{file.path} does not fit this Llama: {min(odd)} is missing, or has no place in it")
     weights = {}
     for theirs, ours in names.items():
-        w = torch.from_numpy(file[theirs])
-        if ours.endswith(("attn.q.weight", "attn.k.weight")):  # rows in neighbouring pairs → in halves
-            w = w.view(-1, config.d_head // 2, 2, w.shape[1]).transpose(1, 2).reshape(w.shape)
-        weights[ours] = w
+        w = weights[ours] = torch.from_numpy(file[theirs])
+        if ours.endswith(("attn.q.weight", "attn.k.weight")):  # the file has a pair's two rows side by side
+            weights[ours] = w.view(-1, config.d_head // 2, 2, config.d_model).transpose(1, 2).reshape(w.shape)
+    with torch.device("meta"):  # shapes without numbers: those come from the file
+        model = Llama(config).eval()
     model.load_state_dict(weights, assign=True)
-    return model.eval(), ChatTokenizer(about)
+    return model, tokenizer
