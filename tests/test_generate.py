@@ -60,6 +60,15 @@ from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 V, END, OTHER_END = 60, 0, 1
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many small operations: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Letters:
     """A tokenizer of V ids: two ends, then two letters each."""
 
@@ -587,16 +596,16 @@ def test_1000_seeds_of_noise_over_the_storytellers_vocabulary_are_all_valid_by_g
     assert all(fits(json.loads(text), SCHEMA) for text in texts) and len(set(texts)) > 900
 
 
-def test_1000_seeds_over_smollm2s_vocabulary_are_all_valid(smollm2):
+def test_noise_over_smollm2s_vocabulary_is_valid(smollm2):
     grammar = Grammar(json_pattern(SCHEMA), smollm2)
-    for seed in range(1000):
+    for seed in range(1000, 1300):  # the lesson takes the first 1,000
         draw, state, ids = torch.Generator().manual_seed(seed), grammar.start, []
         while not grammar.finished(state):
             allowed = grammar.allowed(state, 60 - len(ids)).nonzero()[:, 0]
             ids.append(allowed[torch.randint(len(allowed), (1,), generator=draw)].item())
             state = grammar.step(state, ids[-1])
         assert fits(json.loads(smollm2.decode(ids)), SCHEMA)
-    for seed in range(20):
+    for seed in range(10):
         assert fits(json.loads(written(grammar, smollm2, seed, 60)), SCHEMA)
 
 

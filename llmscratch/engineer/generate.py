@@ -174,7 +174,7 @@ def prompt_ids(tokenizer, prompt) -> list[int]:
     """The ids of a prompt: a text (no special tokens), a chat [{"role": …, "content": …}, …], or ids as they are."""
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
-    elif prompt and isinstance(prompt[0], dict):
+    elif len(prompt) and isinstance(prompt[0], dict):
         ids = tokenizer.encode(tokenizer.chat(prompt), allowed_special=set(tokenizer.special))
     else:
         ids = [int(i) for i in prompt]

@@ -212,7 +212,7 @@ def json_pattern(schema: dict) -> Pattern:
 
 @functools.lru_cache(maxsize=8)
 def token_trie(tokenizer):
-    """(bytes of each id, levels) of a tokenizer's tokens, special ones left out. A level has the beginnings of a length:
+    """(bytes of each id, levels) of a tokenizer's tokens, special ones left out. A level: the beginnings of a length,
     where the one without the last byte stands in the level above, the last byte, places of whole tokens, their ids."""
     special = set(special_ids(tokenizer).values())
     tokens = {i: tokenizer.decode_bytes([i]) for i in range(tokenizer.n_vocab) if i not in special}
