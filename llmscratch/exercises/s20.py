@@ -225,7 +225,7 @@ def _without_the_first(model, prompt, answers):
 lesson.add(
     3, 2, "Which answer does it expect?", check=_check_log_likelihoods,
     hints=["Read the prompt into a KVCache and keep the last logits: they score the first token of every answer.",
-           "Set cache.length = len(prompt) before an answer. Its logits but the last score its tokens but the first."],
+           "Lower the cache's length to the prompt's before each answer; its last logits score nothing."],
     solution=log_likelihoods,
     wrong={
         _reads_again: "read the prompt once", _keeps_the_last_answer: "the log-probabilities for",
