@@ -1,11 +1,14 @@
 """`engineer.generate` and `engineer.grammar` beside transformers, Python's re and json; streams, scores, errors."""
 
 import functools
+import inspect
 import itertools
 import json
 import math
 import random
 import re
+import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +26,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from llmscratch.engineer import grammar as grammar_module
 from llmscratch.engineer.generate import (
     Reader,
     Sampling,
@@ -51,6 +55,7 @@ from llmscratch.engineer.grammar import (
     times,
     token_trie,
 )
+from llmscratch.exercises import e01 as exercises
 from llmscratch.kit import smollm2_file
 from llmscratch.scientist.gguf import GGUF, ChatTokenizer
 from llmscratch.scientist.gpt import GPT, GPTConfig
@@ -160,6 +165,8 @@ def test_temperature_0_takes_the_first_of_the_likeliest_and_the_rest_is_drawn_as
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"temperature": -0.1}, "temperature must be a number from 0 up, got -0.1"),
     ({"temperature": math.nan}, "temperature must be"), ({"temperature": math.inf}, "temperature must be"),
+    ({"temperature": None}, "temperature must be a number from 0 up, got None"), ({"temperature": "1"}, "temperature"),
+    ({"top_p": "0.9"}, "top_p must be"), ({"min_p": math.nan}, "min_p must be"), ({"top_k": True}, "top_k must be"),
     ({"top_k": 0}, "top_k must be a whole number above 0, got 0"), ({"top_k": 2.0}, "top_k must be"),
     ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"), ({"top_p": 1.1}, "top_p must be"),
     ({"min_p": -0.1}, "min_p must be from 0 to 1"), ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
@@ -226,6 +233,14 @@ def test_only_what_may_become_a_stop_string_is_held_back():
     assert flow.finish() == "\n\nUser" and not flow.stopped
 
 
+def test_one_stop_string_is_a_text_not_its_letters():
+    flow = TextFlow("stop")
+    assert flow.push(b"to and sto") == "to and " and flow.push(b"p it") == "" and flow.stopped
+    for wrong in ("", [""], ["a", 3], [b"a"]):
+        with pytest.raises(ValueError, match="a stop string is a text of at least one character"):
+            TextFlow(wrong)
+
+
 # The loop
 
 
@@ -271,7 +286,7 @@ def test_a_stream_says_why_it_ended_and_can_be_left(small):
     assert len(text) > 6 and generate(small, Letters(), prompt, max_tokens=12) == text
     stop = text[3:5]
     cut = Stream(small, Letters(), prompt, max_tokens=12, stop=stop)
-    assert "".join(cut) == text[: text.find(stop)] and cut.reason == "stop" and cut.stop == [stop]
+    assert "".join(cut) == text[: text.find(stop)] and cut.reason == "stop"
     left = Stream(small, Letters(), prompt, max_tokens=12)
     for piece in left:
         assert piece == text[0]
@@ -539,16 +554,44 @@ def test_a_schema_takes_just_the_values_that_fit(schema, dice):
     ({}, "a schema has an enum, or a type of"), ({"type": "number"}, "a schema has an enum, or a type of"),
     ({"type": ["string", "null"]}, "a schema"),
     ({"type": "string", "pattern": "a"}, "'pattern' is not supported for 'string'"),
-    ({"type": "object", "properties": {}, "required": []}, "'required' is not supported"),
+    ({"type": "object", "properties": {}, "patternProperties": {}}, "'patternProperties' is not supported"),
+    ({"type": "object", "properties": {}, "required": ["a"]}, r"\['a'\] are required, but are no properties"),
     ({"type": "array"}, "a schema has an enum, or a type of"),
     ({"enum": [1], "minimum": 2}, "'minimum' is not supported for 'enum'"),
-    ({"type": "integer", "minimum": 5, "maximum": 4}, "there is no whole number from 5 to 4"),
+    ({"type": "integer", "minimum": 5, "maximum": 4}, "there is no range of whole numbers from 5 to 4"),
+    ({"type": "integer", "minimum": 1.5, "maximum": 4}, "there is no range of whole numbers from 1.5 to 4"),
+    ({"type": "array", "items": {"type": "null"}, "minItems": 1, "maxItems": 0}, "at least 1 and at most 0 times"),
     ({"type": "string", "minLength": 5, "maxLength": 4}, "at least 5 and at most 4 times is impossible"),
     ({"type": "array", "items": {"enum": []}, "minItems": 1}, "no text fits"),
 ])  # fmt: skip
 def test_a_schema_that_is_not_understood_is_refused(schema, message):
     with pytest.raises(ValueError, match=message):
         Grammar(json_pattern(schema), bard())
+
+
+def test_what_other_programs_write_into_a_schema_is_taken_where_it_is_kept():
+    part = {"title": "N", "type": "integer", "minimum": 0, "maximum": 9}
+    schema = {"type": "object", "properties": {"n": part}, "required": ["n"], "additionalProperties": False}
+    assert matches(json_pattern(schema), b'{"n": 7}') and not matches(json_pattern(schema), b"{}")
+
+
+def test_many_properties_do_not_reach_the_recursion_limit():
+    schema = {"type": "object", "properties": {f"key{i}": {"type": "boolean"} for i in range(150)}}
+    pattern = json_pattern({"type": "array", "items": schema, "minItems": 1, "maxItems": 2})
+    value = [{f"key{i}": i % 3 == 0 for i in range(150)}] * 2
+    assert matches(pattern, json.dumps(value).encode()) and pattern == json_pattern(
+        {"type": "array", "items": schema, "minItems": 1, "maxItems": 2}
+    )
+
+
+def test_the_exercises_take_patterns_of_the_readers_own_classes():
+    """In the notebook the reader's `Text`, `either`, … are not the module's."""
+    own: dict[str, object] = {"__name__": "own"}
+    exec(compile(Path(grammar_module.__file__).read_text(), "own", "exec"), own)
+    exec(textwrap.dedent(inspect.getsource(exercises.dates)), own)
+    assert exercises.lesson.verdict(3, own["dates"])[0] == "right"
+    assert exercises.lesson.verdict(3, lambda: own["integers"](1, 2))[0] == "wrong"
+    assert exercises.lesson.verdict(3, lambda: "2024-02-29")[0] == "wrong"
 
 
 # Tokens
@@ -643,6 +686,16 @@ def test_where_a_text_may_end_the_model_may_end_it_and_elsewhere_not():
     assert grammar.allowed(one, 5, [end])[end] and not grammar.finished(one)
     found = {written(grammar, tokenizer, seed, 5) for seed in range(300)}
     assert {len(text) for text in found} == {1, 2} and all(1 <= int(text) <= 99 for text in found)
+
+
+def test_where_the_length_ends_a_text_that_could_go_on_it_fits():
+    tokenizer, grammar = bard(), Grammar(integers(1, 999), bard())
+    for seed in range(30):
+        draw = torch.Generator().manual_seed(seed)
+        stream = Stream(Noise(tokenizer.n_vocab), tokenizer, [0], max_tokens=1, grammar=grammar, generator=draw,
+                        temperature=1.0)  # fmt: skip
+        text = "".join(stream)
+        assert 1 <= int(text) <= 999 and stream.reason == ("grammar" if len(text) == 3 else "length")
 
 
 def test_a_grammar_that_cannot_be_written_is_refused(smollm2, small):

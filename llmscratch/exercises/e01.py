@@ -9,7 +9,6 @@ import torch
 from llmscratch.engineer.grammar import (
     EMPTY,
     OneByte,
-    Pattern,
     Text,
     either,
     integers,
@@ -173,7 +172,7 @@ def _is(pattern, text):
 
 def _check_dates(answer):
     pattern = answer()
-    if not isinstance(pattern, Pattern):
+    if not all(hasattr(pattern, name) for name in ("after", "ends")):  # in the notebook it is the reader's own class
         raise Wrong(f"expected a Pattern for dates(), got {type(pattern).__name__}")
     for text in (
         "1899-12-31",
