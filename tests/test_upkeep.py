@@ -1,5 +1,6 @@
 """`make export`: what is made from the notebooks is in step, and what cannot be made is said."""
 
+import json
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -24,7 +25,7 @@ Repository = "https://github.com/owner/course"
 [tool.llmscratch]
 branch = "main"
 """
-README = "# Course\n\n<!-- lessons -->\n<!-- /lessons -->\n\nThe end.\n"
+README = "# Course\n\n<!-- lessons -->\n<!-- /lessons -->\n\n<!-- proofs -->\n<!-- /proofs -->\n\nThe end.\n"
 IMPORTS = "#| default_exp basis.small\n#| export\nimport math\n\nfrom llmscratch.kit import scale"
 CODE = '#| export\ndef half(x):\n    """Half of x."""\n    return math.floor(x) / 2 if scale() else x'
 MODULE = '''"""A small module."""
@@ -168,6 +169,24 @@ def test_cards_cells_and_table_are_written_and_the_rest_is_left_alone(course):
     assert readme.startswith("# Course\n\n<!-- lessons -->\n### Common basis\n") and readme.endswith("The end.\n")
     assert "| CB03 | [Small: a title](01_common_basis/03_small.ipynb) | a small thing | 5 | 1 |" in readme
     assert r"[Next \| then](02_for_scientist/01_next.ipynb)" in readme
+
+
+def test_the_readme_says_what_is_proved_as_the_outputs_say_it(course):
+    proofs = [["half", "math", "half = theirs"], ["many", "SciPy", "f(x | y) = g(x)"], ["order", "list", "as sorted"]]
+    notebook = course("01_common_basis/03_small.ipynb", IMPORTS, CODE, proofs=proofs)
+    said = "same   half = theirs (one number, float64, identical)\nholds  as sorted\n"
+    said += "same   f(x | y) = g(x) (shape (2, 3), float32, within rtol 1e-05 and atol 1e-08)\n"
+    notebook.write_text(notebook.read_text().replace('"kept\\n"', json.dumps(said), 1))
+    assert run(course)[0] == 0
+    readme = (course.root / "README.md").read_text()
+    assert "| CB03 | half | math | one number, float64 | identical |" in readme
+    assert "| CB03 | many | SciPy | shape (2, 3), float32 | within rtol 1e-05 and atol 1e-08 |" in readme
+    assert "| CB03 | order | list | – | as stated |" in readme
+
+
+def test_a_proof_that_no_output_shows_is_refused(course):
+    course("01_common_basis/03_small.ipynb", IMPORTS, CODE, proofs=[["half of x", "math", "half = theirs"]])
+    fails(course, "03_small.ipynb", "'half = theirs'", "`same` or `holds`")
 
 
 def test_a_second_run_changes_nothing(course):

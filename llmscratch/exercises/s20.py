@@ -258,7 +258,9 @@ def _check_forget(answer):
 def forget(keys, n, base):
     d = keys.shape[-1]
     cos, sin = rotation(torch.tensor([n]), d, base)  # (1, d/2)
-    return rotate(keys[:, :, n:], cos, -sin)  # back by n positions: a turn by minus the angle
+    # A turn back by n positions. In one layer the cache is now as if the first n had never been read. In two it is not:
+    # the keys of the second were made from a stream that had seen them.
+    return rotate(keys[:, :, n:], cos, -sin)
 
 
 def _only_drops(keys, n, base):

@@ -34,6 +34,7 @@ GENERATED = "# Made from {} by `make export`: change the notebook, not this file
 DIRECTIVE = re.compile(r"^#\|[ \t]*(default_exp|export\w*)\b[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 LESSON_IMPORT = re.compile(r"^[ \t]*from llmscratch\.((?:basis|scientist|engineer)\.\w+) import", re.MULTILINE)
 KIT_IMPORT = re.compile(r"^[ \t]*from llmscratch\.kit import (\([^)]*\)|.*)$", re.MULTILINE)
+PROOF = re.compile(r"(?:same|holds) +(.+?) *(?:\((?P<on>(?:shape \(.*?\)|one number), \w+), (?P<within>[^()]+)\))?")
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 
@@ -351,6 +352,24 @@ def lesson_tables(lessons: list[Notebook], at: Home) -> str:
     return "\n\n".join(parts)
 
 
+def proof_table(lessons: list[Notebook]) -> str:
+    """The README's table of equalities with other people's code, from the metadata `proofs` and the stored outputs."""
+    rows = []
+    for lesson in lessons:
+        nb = nbformat.read(lesson.path, as_version=4)
+        outputs = (output.get("text", "") for cell in nb.cells for output in cell.get("outputs", []))
+        said = [line for text in outputs for line in text.splitlines()]
+        for what, theirs, claim in lesson.about.get("proofs", []):
+            found = {match[1]: match for line in said if (match := PROOF.fullmatch(line))}.get(claim)
+            if not found:
+                raise UpkeepError(
+                    f"{lesson.path}: its metadata names the proof {claim!r}, but no stored output is the line that "
+                    "`same` or `holds` prints for it"
+                )
+            rows.append([lesson.id, what, theirs, found["on"] or "–", found["within"] or "as stated"])
+    return markdown_table(["", "Ours = theirs", "Theirs", "Compared", "Tolerance"], rows) if rows else ""
+
+
 # All of it
 
 
@@ -361,7 +380,8 @@ def wanted_files(root: Path) -> dict[Path, str | None]:
     wanted = made | {lesson.path: with_cells(lesson, lessons, at, made) for lesson in lessons}
     readme = root / "README.md"
     wanted[root / "assets" / "stack.svg"] = stack(lessons)
-    wanted[readme] = replace_between(readme.read_text(encoding="utf-8"), "lessons", lesson_tables(lessons, at))
+    text = replace_between(readme.read_text(encoding="utf-8"), "lessons", lesson_tables(lessons, at))
+    wanted[readme] = replace_between(text, "proofs", proof_table(lessons))
     return wanted
 
 
