@@ -6,6 +6,7 @@ import codecs
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -52,15 +53,15 @@ def keep_min_p(logits, p):
 
 
 def penalise(logits, seen, penalty):
-    """Logits (B, V) with those of the tokens in seen (B, T) made smaller: divided by `penalty` if positive, else
-    multiplied (Keskar et al. 2019)."""
+    """Logits (B, V) with those of the tokens in seen (B, T) made smaller: divided by `penalty` if positive (Keskar
+    et al. 2019), else multiplied."""
     old = logits.gather(1, seen)
     return logits.scatter(1, seen, torch.where(old < 0, old * penalty, old / penalty))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen. temperature 0 takes the likeliest; None, or a penalty of 1, changes nothing.
+    """How a token is chosen. Temperature 0 takes the likeliest; a cut of None, or a penalty of 1, changes nothing.
 
     The order is that of transformers: penalty, temperature, top-k, top-p, min-p. ValueError for a value out of range.
     """
@@ -72,13 +73,14 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        T, k, penalty = self.temperature, self.top_k, self.repetition_penalty
+        T, k, p, m, penalty = self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        real = lambda x: isinstance(x, Real) and math.isfinite(x)
         rules = [
-            ("temperature", T, 0 <= T < math.inf, "a number from 0 up"),
+            ("temperature", T, real(T) and T >= 0, "a number from 0 up"),
             ("top_k", k, k is None or (type(k) is int and k > 0), "a whole number above 0"),
-            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0; 1 changes nothing"),
+            ("top_p", p, p is None or (real(p) and 0 < p <= 1), "above 0 and at most 1"),
+            ("min_p", m, m is None or (real(m) and 0 <= m <= 1), "from 0 to 1"),
+            ("repetition_penalty", penalty, real(penalty) and penalty > 0, "above 0; 1 changes nothing"),
         ]
         for name, value, right, what in rules:
             if not right:
@@ -107,11 +109,14 @@ class Sampling:
 class TextFlow:
     """Text out of bytes as they come: whole characters only, and nothing from a stop string on.
 
-    stopped: a stop string has come. Of several, the one that is complete first counts.
+    stop: a text, or several; when the first is complete, `stopped` becomes True. ValueError for an empty one.
     """
 
     def __init__(self, stop=()):
-        self._stop = [text.encode() for text in stop]
+        texts = [stop] if isinstance(stop, str) else list(stop)
+        if not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"a stop string is a text of at least one character, got {texts}")
+        self._stop = [text.encode() for text in texts]
         self._held, self.stopped = b"", False
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
@@ -185,7 +190,8 @@ def prompt_ids(tokenizer, prompt) -> list[int]:
 
 class Stream:
     """An answer as it is written: iterate over it for pieces of text. Afterwards `ids` are its tokens, `reason` is why
-    it ended: "end" (the model said so), "stop" (a stop string), "grammar" (nothing may follow), "length".
+    it ended: "end" (the model said so), "stop" (a stop string), "grammar" (nothing may follow), "length" (cut off, but
+    for a grammar, whose text fits even then).
 
     prompt: as for `prompt_ids`. grammar: of `engineer.grammar`. generator: a torch.Generator, for a repeatable draw.
     sampling: the fields of Sampling. ValueError for bad values, or a prompt longer than the context.
@@ -194,11 +200,10 @@ class Stream:
     def __init__(self, model, tokenizer, prompt, *, max_tokens=200, stop=(), grammar=None, generator=None, **sampling):
         self.model, self.tokenizer, self.grammar, self.generator = model, tokenizer, grammar, generator
         self.prompt, self.sampling = prompt_ids(tokenizer, prompt), Sampling(**sampling)
-        self.stop, self.ids, self.reason = [stop] if isinstance(stop, str) else list(stop), [], None
+        self.stop, self.ids, self.reason = stop, [], None
+        TextFlow(stop)  # refuses what is no stop string
         if type(max_tokens) is not int or max_tokens < 1:
             raise ValueError(f"max_tokens must be a whole number above 0, got {max_tokens!r}")
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError(f"a stop string is a text of at least one character, got {self.stop}")
         self.most = min(max_tokens, model.config.context + 1 - len(self.prompt))
         if self.most < 1:
             raise ValueError(f"the prompt has {len(self.prompt)} tokens, the context is {model.config.context}")
@@ -280,9 +285,7 @@ def score(model, tokenizer, prompts, continuations, *, at_once=1024):
     while order:
         longest = sum(map(len, rows[order[-1]]))
         batch = [order.pop() for _ in range(min(len(order), max(1, at_once // longest)))]
-        tokens = torch.zeros(
-            len(batch), longest, dtype=torch.long
-        )  # short rows end in zeros that nothing before them sees
+        tokens = torch.zeros(len(batch), longest, dtype=torch.long)  # nothing sees the zeros after a short row
         for row, i in enumerate(batch):
             tokens[row, : sum(map(len, rows[i]))] = torch.tensor(rows[i][0] + rows[i][1])
         with looking(model):

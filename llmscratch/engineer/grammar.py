@@ -141,8 +141,8 @@ def times(pattern, low, high):
 
 def integers(low, high):
     """A pattern for the whole numbers from low to high, written without leading zeros."""
-    if low > high:
-        raise ValueError(f"there is no whole number from {low} to {high}")
+    if not (type(low) is type(high) is int and low <= high):
+        raise ValueError(f"there is no range of whole numbers from {low!r} to {high!r}")
     if low < 0:
         negative = then(Text(b"-"), integers(max(1, -high), -low))
         return either(negative, integers(0, high)) if high >= 0 else negative
@@ -178,7 +178,8 @@ CHARACTER = either(
 )  # fmt: skip
 # What a schema of each kind may say, with the values that hold where it says nothing.
 KEYS = {
-    "object": {"properties": {}}, "array": {"items": {}, "minItems": 0, "maxItems": 10}, "enum": {"enum": []},
+    "object": {"properties": {}, "required": [], "additionalProperties": True}, "enum": {"enum": []},
+    "array": {"items": {}, "minItems": 0, "maxItems": 10},
     "string": {"minLength": 0, "maxLength": 100}, "integer": {"minimum": -(10**9), "maximum": 10**9},
     "boolean": {"enum": [True, False]}, "null": {"enum": [None]},
 }  # fmt: skip
@@ -187,7 +188,8 @@ KEYS = {
 def json_pattern(schema: dict) -> Pattern:
     """The JSON texts, as json.dumps spaces them, that fit a schema: "enum", or a "type" with the keys in KEYS.
 
-    All properties of an object are required, in their order. ValueError for what else a schema says: it would be lost.
+    An object has all its properties, in their order, and no others. ValueError for what else a schema says: it would
+    be lost.
     """
     text = lambda value: Text(json.dumps(value, ensure_ascii=False).encode())
     kind = "enum" if "enum" in schema else schema.get("type")
@@ -198,12 +200,14 @@ def json_pattern(schema: dict) -> Pattern:
     get = KEYS[kind] | schema
     if "enum" in get:
         return either(*map(text, get["enum"]))
+    if kind == "object" and (lost := [key for key in get["required"] if key not in get["properties"]]):
+        raise ValueError(f"{lost} are required, but are no properties")
     if kind == "object":
         parts = [then(text(key), Text(b": "), json_pattern(part)) for key, part in get["properties"].items()]
         return then(Text(b"{"), *[x for part in parts for x in (Text(b", "), part)][1:], Text(b"}"))
     if kind == "array":
         item, low, high = json_pattern(get["items"]), get["minItems"], get["maxItems"]
-        more = then(item, times(then(Text(b", "), item), max(low - 1, 0), high - 1)) if high else EMPTY
+        more = then(item, times(then(Text(b", "), item), max(low - 1, 0), high - 1)) if high else times(item, low, 0)
         return then(Text(b"["), more if low else either(more, EMPTY), Text(b"]"))
     if kind == "string":
         return then(Text(b'"'), times(CHARACTER, get["minLength"], get["maxLength"]), Text(b'"'))
