@@ -40,14 +40,14 @@ class GGUF:
             self._blocks(name)
 
     def _read(self, code):
-        if code == ARRAY:
-            code, n = self._read(U32), self._read(U64)
-            return [self._read(code) for _ in range(n)]
         if code >= len(TYPES):
             raise ValueError(f"{self.path} is damaged: no value has the type {code}, at byte {self._at}")
-        n = self._read(U64) if code == STRING else struct.calcsize("<" + TYPES[code])
+        item = self._read(U32) if code == ARRAY else None
+        n = self._read(U64) if code in (STRING, ARRAY) else struct.calcsize("<" + TYPES[code])
         if n > len(self._data) - self._at:
             raise ValueError(f"{self.path} is cut off or damaged: it ends at byte {len(self._data)}, too early")
+        if code == ARRAY:
+            return [self._read(item) for _ in range(n)]
         self._at += n
         raw = self._data[self._at - n : self._at]
         return str(raw, "utf-8") if code == STRING else struct.unpack("<" + TYPES[code], raw)[0]

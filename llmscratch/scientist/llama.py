@@ -42,8 +42,8 @@ class LlamaConfig:
     eps: float = 1e-5
 
     def __post_init__(self):
-        if any(type(size) is not int or size < 1 for size in astuple(self)[:7]) or not (self.rope_base and self.eps):
-            raise ValueError(f"sizes must be whole numbers above 0, and base and ε not 0: {self}")
+        if any(type(n) is not int or n < 1 for n in astuple(self)[:7]) or min(self.rope_base or 0, self.eps or 0) <= 0:
+            raise ValueError(f"sizes must be whole numbers above 0, base and ε above 0: {self}")
         if self.d_model % (2 * self.n_head) or self.n_head % self.n_kv_head:
             raise ValueError(f"each head must be of even width, and n_kv_head a divisor of n_head: {self}")
 
@@ -58,8 +58,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.gate, self.up = (nn.Linear(config.d_model, config.d_ff, bias=False) for _ in range(2))
         self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x):
@@ -147,8 +146,8 @@ class Llama(nn.Module):
         if cache is not None and cache.batch != B:
             raise ValueError(f"the cache is for {cache.batch} sequences, the tokens are {B}")
         x = self.embed(tokens)  # (B, T, C)
-        positions = torch.arange(start, start + T, device=x.device)
-        cos, sin = (table.to(x.dtype) for table in rotation(positions, c.d_head, c.rope_base))
+        at = torch.arange(start, start + T, device=x.device)  # the positions
+        cos, sin = (table.to(x.dtype) for table in rotation(at, c.d_head, c.rope_base))
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, cache, i)
         if cache is not None:
@@ -156,10 +155,8 @@ class Llama(nn.Module):
         return F.linear(self.norm(x[:, -1:] if last else x), self.embed.weight)
 
 
-PARTS = {  # of a layer: their names in a GGUF file, and ours
-    "attn_norm": "attn_norm", "attn_q": "attn.q", "attn_k": "attn.k", "attn_v": "attn.v", "attn_output": "attn.o",
-    "ffn_norm": "mlp_norm", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_down": "mlp.down",
-}  # fmt: skip
+PARTS = {"attn_norm": "attn_norm", "attn_q": "attn.q", "attn_k": "attn.k", "attn_v": "attn.v", "attn_output": "attn.o",
+         "ffn_norm": "mlp_norm", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_down": "mlp.down"}  # fmt: skip
 
 
 def load(path=None):
@@ -169,23 +166,26 @@ def load(path=None):
     """
     file = GGUF(path or smollm2_file())
     about = {"llama.rope.freq_base": 10_000.0} | file.fields
+    about.setdefault("llama.attention.head_count_kv", about.get("llama.attention.head_count"))
     if (arch := about.get("general.architecture")) != "llama":
         raise ValueError(f"{file.path} holds a model of the architecture {arch!r}; only 'llama' can be read")
     tokenizer = ChatTokenizer(about)
     keys = ("context_length", "block_count", "attention.head_count", "attention.head_count_kv", "embedding_length",
             "feed_forward_length", "rope.freq_base", "attention.layer_norm_rms_epsilon")  # fmt: skip
     config = LlamaConfig(tokenizer.n_vocab, *(about.get(f"llama.{key}") for key in keys))
+    with torch.device("meta"):  # shapes without numbers: those come from the file
+        model = Llama(config).eval()
     names = {"token_embd.weight": "embed.weight", "output_norm.weight": "norm.weight"}
     for i in range(config.n_layer):
         names |= {f"blk.{i}.{theirs}.weight": f"layers.{i}.{ours}.weight" for theirs, ours in PARTS.items()}
-    if odd := (set(names) ^ set(file.tensors)) | {key for key in about if ".rope.scaling" in key}:
-        raise ValueError(f"{file.path} does not fit this Llama: {min(odd)} is missing, or has no place in it")
+    odd = {(theirs, model.get_parameter(ours).shape) for theirs, ours in names.items()}
+    odd ^= {(name, tuple(shape)) for name, (shape, *_) in file.tensors.items()}
+    if odd := odd | {(k, v) for k, v in about.items() if "rope.scaling" in k or "rope.dim" in k and v != config.d_head}:
+        raise ValueError(f"{file.path} does not fit this Llama: {min(odd)[0]} is missing, has no place or another size")
     weights = {}
     for theirs, ours in names.items():
         w = weights[ours] = torch.from_numpy(file[theirs])
         if ours.endswith(("attn.q.weight", "attn.k.weight")):  # the file has a pair's two rows side by side
             weights[ours] = w.view(-1, config.d_head // 2, 2, config.d_model).transpose(1, 2).reshape(w.shape)
-    with torch.device("meta"):  # shapes without numbers: those come from the file
-        model = Llama(config).eval()
     model.load_state_dict(weights, assign=True)
     return model, tokenizer
