@@ -628,7 +628,7 @@ def written(grammar, tokenizer, seed, most):
     stream = Stream(Noise(tokenizer.n_vocab), tokenizer, [0], max_tokens=most, grammar=grammar, temperature=1.0,
                     generator=torch.Generator().manual_seed(seed))  # fmt: skip
     text = "".join(stream)
-    assert stream.reason in ("grammar", "end") and len(stream.ids) <= most
+    assert len(stream.ids) <= most  # whatever the reason is: a text that could go on fits, too
     return text
 
 
