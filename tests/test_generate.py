@@ -579,9 +579,7 @@ def test_many_properties_do_not_reach_the_recursion_limit():
     schema = {"type": "object", "properties": {f"key{i}": {"type": "boolean"} for i in range(150)}}
     pattern = json_pattern({"type": "array", "items": schema, "minItems": 1, "maxItems": 2})
     value = [{f"key{i}": i % 3 == 0 for i in range(150)}] * 2
-    assert matches(pattern, json.dumps(value).encode()) and pattern == json_pattern(
-        {"type": "array", "items": schema, "minItems": 1, "maxItems": 2}
-    )
+    assert matches(pattern, json.dumps(value).encode())
 
 
 def test_the_exercises_take_patterns_of_the_readers_own_classes():
