@@ -144,9 +144,7 @@ def test_each_rule_is_that_of_transformers_ties_and_cut_tokens_too(seed, ties, c
     assert torch.equal(keep_top_p(logits, p), TopPLogitsWarper(p)(seen, logits))
     assert torch.equal(keep_min_p(logits, m), MinPLogitsWarper(m)(seen, logits))
     assert torch.equal(penalise(logits, seen, penalty), RepetitionPenaltyLogitsProcessor(penalty)(seen, logits))
-    ours = Sampling(temperature=0.7, top_k=k, top_p=p, min_p=m, repetition_penalty=penalty).reshape(
-        logits, seen
-    )
+    ours = Sampling(temperature=0.7, top_k=k, top_p=p, min_p=m, repetition_penalty=penalty).reshape(logits, seen)
     chain = [RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(0.7), TopKLogitsWarper(k),
              TopPLogitsWarper(p), MinPLogitsWarper(m)]  # fmt: skip
     assert torch.equal(ours, LogitsProcessorList(chain)(seen, logits))
@@ -192,9 +190,7 @@ few = st.text("ab猫🙂", max_size=10)
 
 
 def left_of_stops(data: bytes, stops: list[str]) -> bytes:
-    ends = [
-        (data.find(s.encode()) + len(s.encode()), data.find(s.encode())) for s in stops if s.encode() in data
-    ]
+    ends = [(data.find(s.encode()) + len(s.encode()), data.find(s.encode())) for s in stops if s.encode() in data]
     return data[: min(ends)[1]] if ends else data
 
 
@@ -263,9 +259,7 @@ def test_tokens_are_those_of_transformers_generate_drawn_ones_too(small, theirs,
         text = "".join(stream)
         torch.manual_seed(seed)
         drawn = (
-            {"do_sample": True, "top_k": options.get("top_k", 0)}
-            if "temperature" in options
-            else {"do_sample": False}
+            {"do_sample": True, "top_k": options.get("top_k", 0)} if "temperature" in options else {"do_sample": False}
         )
         out = theirs.generate(prompt, max_new_tokens=15, eos_token_id=[END, OTHER_END], **options | drawn)[
             0, 5:
@@ -352,9 +346,7 @@ def test_beams_are_those_of_transformers(small, theirs, beams, alpha):
         for (_, ids), row in zip(ours, out.sequences[:, 4:].tolist(), strict=True):
             assert ids == row[: len(ids)] and not any(row[len(ids) :])
         if beams > 1:
-            torch.testing.assert_close(
-                torch.tensor([s for s, _ in ours]), out.sequences_scores, atol=1e-4, rtol=1e-4
-            )
+            torch.testing.assert_close(torch.tensor([s for s, _ in ours]), out.sequences_scores, atol=1e-4, rtol=1e-4)
     for wrong in ({"beams": 0}, {"max_tokens": 0}):
         with pytest.raises(ValueError, match="expected beams and max_tokens above 0"):
             beam_search(small, [3], **wrong)
@@ -394,9 +386,7 @@ def matches(pattern, data):
 
 
 trees = st.recursive(
-    st.sampled_from(
-        [("a", Text(b"a")), ("b", Text(b"b")), ("[ab]", OneByte(b"ab")), ("", EMPTY), ("ab", Text(b"ab"))]
-    ),
+    st.sampled_from([("a", Text(b"a")), ("b", Text(b"b")), ("[ab]", OneByte(b"ab")), ("", EMPTY), ("ab", Text(b"ab"))]),
     lambda inner: st.one_of(
         st.tuples(inner, inner).map(lambda p: (f"(?:{p[0][0]}|{p[1][0]})", either(p[0][1], p[1][1]))),
         st.tuples(inner, inner).map(lambda p: (p[0][0] + p[1][0], then(p[0][1], p[1][1]))),
@@ -516,10 +506,7 @@ def example_of(schema, dice):
     if kind == "object":
         return {key: example_of(part, dice) for key, part in schema["properties"].items()}
     if kind == "array":
-        return [
-            example_of(schema["items"], dice)
-            for _ in range(dice.randint(schema["minItems"], schema["maxItems"]))
-        ]
+        return [example_of(schema["items"], dice) for _ in range(dice.randint(schema["minItems"], schema["maxItems"]))]
     if kind == "string":
         return "".join(dice.choices('a"\\\n猫🙂 é', k=dice.randint(schema["minLength"], schema["maxLength"])))
     if kind == "integer":
@@ -704,7 +691,5 @@ def test_a_grammar_that_cannot_be_written_is_refused(smollm2, small):
         grammar.allowed(grammar.start, 5)
     tokenizer = bard()
     grammar = Grammar(json_pattern(SCHEMA), tokenizer)
-    with pytest.raises(
-        ValueError, match=rf"the grammar may need {grammar.least} tokens, and there is room for 9"
-    ):
+    with pytest.raises(ValueError, match=rf"the grammar may need {grammar.least} tokens, and there is room for 9"):
         Stream(Noise(tokenizer.n_vocab), tokenizer, [0], max_tokens=9, grammar=grammar)

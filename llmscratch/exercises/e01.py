@@ -47,15 +47,9 @@ def _check_repeats(answer):
         expect(got.shape, tuple(logits.shape), f"the shape of the result, {before}")
         for row, tokens in enumerate(seen.tolist()):
             parts = {tuple(tokens[k : k + n]) for k in range(len(tokens) - n + 1)}
-            want = [
-                i
-                for i in range(6)
-                if (*tokens[len(tokens) - n + 1 :], i)[-n:] not in parts or len(tokens) + 1 < n
-            ]
+            want = [i for i in range(6) if (*tokens[len(tokens) - n + 1 :], i)[-n:] not in parts or len(tokens) + 1 < n]
             if _kept(got[row]) != want:
-                raise Wrong(
-                    f"expected the tokens {want} to be left in row {row} for {before}, got {_kept(got[row])}"
-                )
+                raise Wrong(f"expected the tokens {want} to be left in row {row} for {before}, got {_kept(got[row])}")
             expect(got[row][want], logits[row, want].double().numpy(), f"the logits that are left, {before}")
         if not torch.equal(given, logits):
             raise Wrong(f"expected the given logits to stay as they are for {before}; they were changed")
@@ -116,9 +110,7 @@ def _check_typical(answer):
             order = np.argsort(np.abs(nats - (p[p > 0] * nats[p > 0]).sum()))
             want = sorted(order[: 1 + int((p[order].cumsum() < mass).sum())].tolist())
             if _kept(got[row]) != want:
-                raise Wrong(
-                    f"expected the tokens {want} to be left in row {row} for {given}, got {_kept(got[row])}"
-                )
+                raise Wrong(f"expected the tokens {want} to be left in row {row} for {given}, got {_kept(got[row])}")
             expect(got[row][want], z[want].numpy(), f"the logits that are left, {given}", atol=1e-6)
 
 
@@ -227,9 +219,7 @@ def _no_zeros():
 def _no_leap():
     dash, two = Text(b"-"), lambda numbers: either(*(Text(f"{n:02}".encode()) for n in numbers))
     days = ((1, 3, 5, 7, 8, 10, 12), 31), ((4, 6, 9, 11), 30), ((2,), 28)
-    return then(
-        integers(1900, 2099), dash, either(*(then(two(m), dash, two(range(1, d + 1))) for m, d in days))
-    )
+    return then(integers(1900, 2099), dash, either(*(then(two(m), dash, two(range(1, d + 1))) for m, d in days)))
 
 
 lesson.add(

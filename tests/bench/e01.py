@@ -116,9 +116,7 @@ def invalid() -> Race:
             state = grammar.step(state, ids[-1])
         value = json.loads(tokenizer.decode(ids))
         right = (
-            list(value) == list(SCHEMA["properties"])
-            and 1 <= len(value["name"]) <= 20
-            and 1 <= value["year"] <= 999
+            list(value) == list(SCHEMA["properties"]) and 1 <= len(value["name"]) <= 20 and 1 <= value["year"] <= 999
         )
         wrong += not (right and len(value["tags"]) <= 2 and isinstance(value["ok"], bool))
     return against([wrong, wrong], [1, 1])
