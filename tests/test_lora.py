@@ -217,7 +217,7 @@ def test_tuning_learns_leaves_the_frozen_weights_and_is_the_same_from_the_same_s
             assert torch.equal(model(tokens()).logits, llama()(tokens()).logits)
     assert losses[0] == losses[1] and len(losses[0]) == 40
     assert np.mean(losses[0][-5:]) < losses[0][0] / 3
-    assert frozen and model.training  # as it was
+    assert frozen and not model.training
 
 
 # Adapters on disk
@@ -279,7 +279,9 @@ def spoiled(folder, how):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
 
 
-@pytest.mark.parametrize(("how", "message"), [("bit", "damaged: its checksum"), ("cut", "truncated"), ("rs", "use_rslora")])
+@pytest.mark.parametrize(
+    ("how", "message"), [("bit", "damaged: its checksum"), ("cut", "truncated"), ("rs", "use_rslora")]
+)
 def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_untouched(tmp_path, how, message):
     save_adapter(tmp_path, pair(4, 8.0)[0])
     spoiled(tmp_path, how)
@@ -291,9 +293,11 @@ def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_untouched(tmp_pat
 
 def test_an_adapter_for_another_model_is_refused(tmp_path):
     save_adapter(tmp_path, pair(4, 8.0)[0])
-    with pytest.raises(ValueError, match=r"does not fit the model"):
+    with pytest.raises(
+        ValueError, match=r"the model has no linear layer 'model\.layers\.0\.\S+ from \d+ to \d+ numbers"
+    ):
         load_adapter(llama(d=32), tmp_path)
-    with pytest.raises(ValueError, match=r"model\.layers\.1.*no linear layer of the model|layers\.1"):
+    with pytest.raises(ValueError, match=r"no linear layer 'layers\.1\.\S+ from"):
         load_adapter(llama(layers=1), tmp_path)
 
 
@@ -440,4 +444,6 @@ def test_the_shipped_adapter_does_what_its_notes_say(smol):
 def test_the_command_writes_an_adapter(tmp_path, capsys):
     main(["--out", str(tmp_path), "--steps", "1", "--batch", "1", "--tests", "0", "--rank", "2", "--threads", "1"])
     notes = json.loads((tmp_path / "notes.json").read_text())
-    assert notes["settings"]["rank"] == 2 and len(notes["losses"]) == 1 and re.fullmatch("[0-9a-f]{64}", notes["sha256"])
+    assert (
+        notes["settings"]["rank"] == 2 and len(notes["losses"]) == 1 and re.fullmatch("[0-9a-f]{64}", notes["sha256"])
+    )

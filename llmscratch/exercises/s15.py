@@ -172,7 +172,9 @@ def _two_adapters():
 
 def _check_combine(answer):
     for first, second, w1, w2 in _two_adapters():
-        given = f"ranks {first.rank} and {second.rank}, alphas {first.alpha:g} and {second.alpha:g}, weights {w1:g}, {w2:g}"
+        given = (
+            f"ranks {first.rank} and {second.rank}, alphas {first.alpha:g} and {second.alpha:g}, weights {w1:g}, {w2:g}"
+        )
         kept = [p.detach().clone() for layer in (first, second) for p in (layer.A, layer.B)]
         A, B = _two(answer(first, second, w1, w2), given)
         rank = first.rank + second.rank

@@ -1,6 +1,4 @@
-"""LoRA and DoRA by hand, adapters that peft reads, and a training on (prompt, answer) pairs that scores answers
-only.
-"""
+"""LoRA and DoRA by hand, adapters that peft reads, and a training that scores answers only."""
 
 # Made from 02_for_scientist/15_lora.ipynb by `make export`: change the notebook, not this file.
 
@@ -21,12 +19,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
-from llmscratch.scientist.tool_calls import ToolCalls, replies, smollm2, verdict
+from llmscratch.scientist.tool_calls import ToolCalls, id_pairs, replies, smollm2, verdict
 
 __all__ = [
     "LoRALinear",
-    "SHORT",
     "add_lora",
+    "answer_logits",
     "answer_loss",
     "load_adapter",
     "lora_layers",
@@ -43,7 +41,7 @@ class LoRALinear(nn.Module):
     """y = W x + b + (alpha/rank) B A x: W and b, those of `base`, are frozen; A and B learn (Hu et al. 2021, eq. 3).
 
     base: an nn.Linear, or what looks like one. dropout: on the way to A only. dora: learn the length of every row, too
-    (Liu et al. 2024, eq. 5). A is uniform within ±1/√in, drawn with `generator`; B is zero, so at first nothing changes.
+    (Liu et al. 2024, eq. 5). A is uniform within ±1/√in, drawn with `generator`; B is zero: at first nothing changes.
     """
 
     def __init__(self, base, rank=8, alpha=16.0, dropout=0.0, dora=False, generator=None):
@@ -65,11 +63,6 @@ class LoRALinear(nn.Module):
         """The frozen W, as code that looks at a linear layer expects it."""
         return self.base.weight
 
-    @property
-    def bias(self):
-        """The frozen b, or None."""
-        return self.base.bias
-
     def update(self):
         """(alpha/rank) B A, (out, in): what is added to W."""
         return self.scale * self.B @ self.A
@@ -89,7 +82,7 @@ class LoRALinear(nn.Module):
         if self.magnitude is None:
             return y + more.to(y.dtype)
         norm = (self.weight.float() + self.update().detach()).norm(dim=1)  # a constant to the gradient
-        bias = 0 if self.bias is None else self.bias
+        bias = 0 if self.base.bias is None else self.base.bias
         return ((y - bias + more) * (self.magnitude / norm) + bias).to(y.dtype)
 
 
@@ -139,14 +132,11 @@ def without_lora(model):
 
 
 def merge(model):
-    """Replace every LoRALinear by one nn.Linear that computes the same; the names.
-
-    It has the dtype of the frozen weight (float32 for NF4), and rounds to it: in bfloat16 a part of a small update is lost.
-    """
+    """Replace every LoRALinear by one nn.Linear that computes the same, in the frozen weight's dtype; the names."""
     for name, layer in (found := lora_layers(model)).items():
-        linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
         linear.weight = nn.Parameter(layer.merged().detach().to(layer.weight.dtype), requires_grad=False)
-        linear.bias = layer.bias
+        linear.bias = layer.base.bias
         _put(model, name, linear)
     return list(found)
 
@@ -158,43 +148,48 @@ def remove_lora(model):
     return list(found)
 
 
-def answer_loss(model, pairs):
-    """Cross-entropy in nats a token of the answers, given their prompts, over all pairs: a scalar with a gradient.
+def answer_logits(model, pairs):
+    """What the model says at the N tokens of all answers: logits (N, V), the tokens (N,), the pair of each (N,).
 
-    pairs: (prompt ids, answer ids), each a list of numbers. The head sees only what the loss reads, by a hook on the
-    model's last norm. ValueError when a pair has an empty prompt or answer.
+    pairs: (prompt ids, answer ids), lists of numbers. The head sees only these N places, by a hook on the model's last
+    norm. ValueError when there is no pair, or one with an empty prompt or answer.
     """
-    if not pairs or not all(prompt and answer for prompt, answer in pairs):
-        raise ValueError("every pair must have a prompt and an answer of at least one token, and there must be a pair")
-    longest, to = max(len(prompt) + len(answer) for prompt, answer in pairs), next(model.parameters()).device
-    tokens, targets = torch.zeros(len(pairs), longest - 1, dtype=torch.long), torch.full((len(pairs), longest - 1), -1)
+    if not pairs or not all(len(prompt) and len(answer) for prompt, answer in pairs):
+        raise ValueError("there must be a pair, and every pair must have a prompt and an answer of at least one token")
+    T, to = max(len(prompt) + len(answer) for prompt, answer in pairs) - 1, next(model.parameters()).device
+    tokens, targets = torch.zeros(len(pairs), T, dtype=torch.long), torch.full((len(pairs), T), -1)
     for row, (prompt, answer) in enumerate(pairs):
         ids = torch.tensor([*prompt, *answer])
         tokens[row, : len(ids) - 1], targets[row, len(prompt) - 1 : len(ids) - 1] = ids[:-1], ids[len(prompt) :]
-    where = targets.to(to) >= 0  # (B, T)
-    plain = longest <= 128 and to.type == "cpu"  # there the plain form of attention has the faster backward pass
+    tokens, targets = tokens.to(to), targets.to(to)
+    where = targets >= 0  # (B, T)
     norm = [part for part in model.modules() if "norm" in type(part).__name__.lower()][-1]
-    hook = norm.register_forward_hook(lambda module, given, out: out[where][None])  # (1, answer tokens, C)
+    hook = norm.register_forward_hook(lambda module, given, out: out[where][None])  # (1, N, C)
+    plain = T < 128 and to.type == "cpu"  # there the plain form of attention has the faster backward pass
     try:
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            logits = model(tokens.to(to))
+            out = model(tokens)
     finally:
         hook.remove()
-    logits = getattr(logits, "logits", logits)[0]
-    return F.cross_entropy(logits.float(), targets.to(to)[where])
+    return getattr(out, "logits", out)[0], targets[where], where.nonzero()[:, 0]
+
+
+def answer_loss(model, pairs):
+    """Cross-entropy in nats a token of the answers, given their prompts, over all pairs (as in answer_logits)."""
+    logits, targets, _ = answer_logits(model, pairs)
+    return F.cross_entropy(logits.float(), targets)
 
 
 def tune(model, pairs, *, steps, batch=8, lr=1e-3, warmup=5, bf16=True, seed=0, progress=True):
     """Train what requires a gradient in `model` on (prompt ids, answer ids) pairs, in place; the losses, one a step.
 
-    AdamW; the learning rate goes up in a line for `warmup` steps, then down in a line; the norm of the gradient is
-    clipped at 1. ValueError when nothing requires a gradient (call add_lora), or with fewer pairs than a batch.
+    AdamW, the norm clipped at 1; the learning rate rises in a line for `warmup` steps, then falls in a line. Leaves the
+    model in evaluation mode. ValueError when nothing requires a gradient (call add_lora), or for too few pairs.
     """
     learning, rng = [p for p in model.parameters() if p.requires_grad], np.random.default_rng(seed)
     if not learning or len(pairs) < batch:
         raise ValueError(f"needs parameters that learn and {batch} pairs, got {len(learning)} and {len(pairs)}")
     optimizer, losses, order = torch.optim.AdamW(learning, lr=lr, weight_decay=0.0, fused=True), [], []
-    modes = {part: part.training for part in model.modules()}
     model.train()
     for step in trange(steps, disable=not progress, mininterval=5):
         if len(order) < batch:
@@ -208,19 +203,18 @@ def tune(model, pairs, *, steps, batch=8, lr=1e-3, warmup=5, bf16=True, seed=0, 
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         losses.append(loss.item())
-    for part, mode in modes.items():
-        part.training = mode
+    model.eval()
     return losses
 
 
 # Names of the same layers: in transformers' Llama, and in the course's own.
-SHORT = (("model.layers.", "layers."), ("self_attn.", "attn."), ("_proj", ""))
+_SHORT = (("model.layers.", "layers."), ("self_attn.", "attn."), ("_proj", ""))
 
 
 def save_adapter(folder, model, *, base="", notes=None, dtype=torch.float16):
     """Write the LoRALinears of a model into a folder in peft's format, with notes.json (notes, sha256) beside them.
 
-    base: the name of the model that it belongs to. ValueError when there are none, or when they differ in their settings.
+    base: the name of the model that it belongs to. ValueError when there are none, or when their settings differ.
     """
     layers, weights, folder = lora_layers(model), {}, Path(folder)
     kinds = {(part.rank, part.alpha, part.dropout, part.magnitude is not None) for part in layers.values()}
@@ -259,15 +253,13 @@ def load_adapter(model, folder):
     found, there = {}, dict(model.named_modules())
     for key, tensor in weights.items():
         name, part = re.fullmatch(r"base_model\.model\.(.+?)\.lora_([ABm])\w*(?:\.weight)?", key).groups()
-        for long, short in SHORT if name not in there else ():
+        for long, short in _SHORT if name not in there else ():
             name = name.replace(long, short)
         found.setdefault(name, {})[part] = tensor
     for name, parts in found.items():
-        layer = there.get(name)
-        if layer is None or not _is_linear(layer):
-            raise ValueError(f"the adapter changes {name!r}, which is no linear layer of the model")
-        if (layer.in_features, layer.out_features) != (parts["A"].shape[1], parts["B"].shape[0]):
-            raise ValueError(f"the adapter does not fit the model: {name!r} is {layer.in_features} → {layer.out_features}")
+        layer, sizes = there.get(name), (parts["A"].shape[1], parts["B"].shape[0])
+        if layer is None or not _is_linear(layer) or (layer.in_features, layer.out_features) != sizes:
+            raise ValueError(f"the model has no linear layer {name!r} from {sizes[0]} to {sizes[1]} numbers, as needed")
     model.requires_grad_(False)
     for name, parts in found.items():
         options = (config["r"], config["lora_alpha"], config["lora_dropout"], "m" in parts)
@@ -289,8 +281,7 @@ def main(argv=None):
     torch.set_num_threads(asked.threads)
     (model, tokenizer), calls = smollm2(), ToolCalls()
     add_lora(model, asked.rank, 2.0 * asked.rank, generator=torch.Generator().manual_seed(asked.seed))
-    examples = calls.examples("train", asked.steps * asked.batch, asked.seed)
-    pairs = [(tokenizer(e.prompt).input_ids, tokenizer(e.reply + "<|im_end|>").input_ids) for e in examples]
+    pairs = id_pairs(tokenizer, calls.examples("train", asked.steps * asked.batch, asked.seed))
     start = time.perf_counter()
     losses = tune(model, pairs, steps=asked.steps, batch=asked.batch, lr=asked.lr, seed=asked.seed)
     notes = {"seconds": time.perf_counter() - start, "losses": [round(loss, 3) for loss in losses], "right": {}}

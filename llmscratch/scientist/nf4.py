@@ -1,6 +1,4 @@
-"""NF4: sixteen levels at the quantiles of a normal distribution, blocks with their own scale, and a layer that uses
-it.
-"""
+"""NF4: sixteen levels at the quantiles of a normal distribution, blocks with a scale each, and a layer that uses it."""
 
 # Made from 02_for_scientist/15_lora.ipynb by `make export`: change the notebook, not this file.
 

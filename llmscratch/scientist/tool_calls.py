@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llmscratch.kit import data_file, smollm2_file
 
-__all__ = ["Example", "PARTS", "SYSTEM", "ToolCalls", "chat_prompt", "replies", "smollm2", "verdict"]
+__all__ = ["Example", "PARTS", "SYSTEM", "ToolCalls", "chat_prompt", "id_pairs", "replies", "smollm2", "verdict"]
 
 
 PARTS = {
@@ -40,10 +40,11 @@ def smollm2():
         names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
         weights[(f"model.layers.{number}.{PARTS[part]}" if block else names[part]) + ".weight"] = w
     config = LlamaConfig(
-        vocab_size=size["vocab_size"], hidden_size=size["embedding_length"], intermediate_size=size["feed_forward_length"],
-        num_hidden_layers=size["block_count"], num_attention_heads=size["attention.head_count"],
-        num_key_value_heads=size["attention.head_count_kv"], max_position_embeddings=size["context_length"],
-        rms_norm_eps=size["attention.layer_norm_rms_epsilon"], tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        vocab_size=size["vocab_size"], hidden_size=size["embedding_length"], num_hidden_layers=size["block_count"],
+        intermediate_size=size["feed_forward_length"], max_position_embeddings=size["context_length"],
+        num_attention_heads=size["attention.head_count"], num_key_value_heads=size["attention.head_count_kv"],
+        rms_norm_eps=size["attention.layer_norm_rms_epsilon"], tie_word_embeddings=True, bos_token_id=1,
+        eos_token_id=2, pad_token_id=2,
         rope_parameters={"rope_type": "default", "rope_theta": size["rope.freq_base"]},
     )  # fmt: skip
     model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
@@ -162,8 +163,13 @@ class ToolCalls:
         return one | {"time": "{}:{:02d}".format(*divmod(pick(half_hours) * 30, 60))}
 
 
+def id_pairs(tokenizer, examples):
+    """(prompt ids, answer ids) of examples; an answer ends with <|im_end|>."""
+    return [(tokenizer(e.prompt).input_ids, tokenizer(e.reply + "<|im_end|>").input_ids) for e in examples]
+
+
 def verdict(example, reply):
-    """"right", or what is wrong with a reply: the first of the ways to fail that applies.
+    """ "right", or what is wrong with a reply: the first of the ways to fail that applies.
 
     A call is right when it is the wanted one, all names and values equal; words are right when they are no call.
     """

@@ -11,12 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 from llmscratch.kit import Race, race
 from llmscratch.scientist.lora import add_lora, main
-from llmscratch.scientist.tool_calls import ToolCalls, smollm2
+from llmscratch.scientist.tool_calls import smollm2
 from tests.bench import against, row
-from tests.bench.lessons import source
-
-NOTEBOOK = "02_for_scientist/15_lora"
-
 
 @row("4S15: a LoRA step on SmolLM2-135M, rank 8, 8 × 72 tokens, bf16; theirs: peft's", at_most=1.05)
 def beside_peft() -> Race:
