@@ -37,7 +37,8 @@ def llama(seed=0, bias=False, d=24, layers=2):
     """A small Llama of transformers, every parameter random."""
     config = LlamaConfig(
         vocab_size=60, hidden_size=d, intermediate_size=2 * d, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, attention_bias=bias, mlp_bias=bias, bos_token_id=None, eos_token_id=None, use_cache=False,
+        num_key_value_heads=2, attention_bias=bias, mlp_bias=bias, bos_token_id=None, eos_token_id=None,
+        use_cache=False,
     )  # fmt: skip
     model, draw = LlamaForCausalLM(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from llmscratch.scientist.lora import add_lora, main
 from llmscratch.scientist.tool_calls import smollm2
 from tests.bench import against, row
 
+
 @row("4S15: a LoRA step on SmolLM2-135M, rank 8, 8 × 72 tokens, bf16; theirs: peft's", at_most=1.05)
 def beside_peft() -> Race:
     model, _ = smollm2()
