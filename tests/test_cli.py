@@ -15,6 +15,7 @@ from small_course import files, lesson, printed
 import llmscratch
 from llmscratch.kit import cli, lessons, runner_view
 from llmscratch.kit.runner import Outcome
+from llmscratch.scientist import storyteller
 
 PROGRAM = Path(sys.executable).with_name("llmscratch")
 
@@ -36,6 +37,16 @@ def call(capsys, *words):
     status = cli.main([str(word) for word in words])
     out, err = capsys.readouterr()
     return status, out, err
+
+
+def test_what_the_reader_built_is_a_command(capsys, monkeypatch):
+    heard = []
+    monkeypatch.setattr(storyteller, "command", heard.append)
+    assert call(capsys, "story", "--seed", 3, "One day")[0] == 0
+    assert heard == [("--seed", "3", "One day")]
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "let the Storyteller tell a story" in capsys.readouterr().out
 
 
 def test_list_shows_every_lesson(root, capsys):

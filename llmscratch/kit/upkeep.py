@@ -1,4 +1,4 @@
-"""Keep in step what is made from the notebooks: the modules, the cards and first cells, the README's table of lessons.
+"""Keep in step what is made from the notebooks: modules, cards and first cells, the README's table and picture.
 
     python -m llmscratch.kit.upkeep            write what is out of date (`make export`)
     python -m llmscratch.kit.upkeep --check    change nothing; exit status 1, and a line for each file out of date
@@ -25,6 +25,7 @@ from nbdev.export import nb_export
 from llmscratch.kit.lessons import PREFIX, Notebook, notebooks
 from llmscratch.kit.packages import PACKAGES, Package
 from llmscratch.kit.paths import SERIES, checkout
+from llmscratch.kit.stack import stack
 
 SERIES_TITLES = {
     "01_common_basis": "Common basis", "02_for_scientist": "For the scientist", "03_for_engineer": "For the engineer",
@@ -359,6 +360,7 @@ def wanted_files(root: Path) -> dict[Path, str | None]:
     made = modules(root, lessons)
     wanted = made | {lesson.path: with_cells(lesson, lessons, at, made) for lesson in lessons}
     readme = root / "README.md"
+    wanted[root / "assets" / "stack.svg"] = stack(lessons)
     wanted[readme] = replace_between(readme.read_text(encoding="utf-8"), "lessons", lesson_tables(lessons, at))
     return wanted
 
@@ -368,6 +370,7 @@ def _write(path: Path, text: str | None) -> None:
         path.unlink()
         return
     temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(exist_ok=True)
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         os.replace(temporary, path)

@@ -2,6 +2,8 @@
 
 # Made from 02_for_scientist/07_pretraining.ipynb by `make export`: change the notebook, not this file.
 
+import argparse
+import codecs
 import json
 import math
 import os
@@ -20,7 +22,18 @@ from llmscratch.kit import asset_file
 from llmscratch.scientist.gpt import GPT, GPTConfig
 from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 
-__all__ = ["encode", "load_model", "nats", "rows", "save_model", "story_bits", "storyteller", "tell"]
+__all__ = [
+    "command",
+    "encode",
+    "load_model",
+    "nats",
+    "rows",
+    "save_model",
+    "story_bits",
+    "storyteller",
+    "tell",
+    "telling",
+]
 
 
 def encode(texts, tokenizer, context):
@@ -79,6 +92,25 @@ def _read_on(model, tokens, past):
     return F.linear(model.ln_f(x[:, -1]), model.wte.weight)
 
 
+def _beginning(model, tokenizer, prompt, temperature):
+    """(<|endoftext|>, the ids that a story begins with), checked: see `tell`."""
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    (end,) = tokenizer.encode("<|endoftext|>", allowed_special={"<|endoftext|>"})
+    ids, context = [end, *tokenizer.encode(prompt)], model.config.context
+    if len(ids) > context:
+        raise ValueError(f"the prompt and <|endoftext|> are {len(ids)} tokens, the context is {context}")
+    return end, ids
+
+
+def _draw(model, new, past, temperature, generator):
+    """The next token of each row, a list: `new` has the ids (B, n) that the model has not read, see `_read_on`."""
+    logits = _read_on(model, torch.tensor(new, device=model.wte.weight.device), past).float().cpu()
+    if temperature == 0:
+        return logits.argmax(-1).tolist()
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0].tolist()
+
+
 @torch.no_grad()
 def tell(model, tokenizer, n=1, *, prompt="", temperature=1.0, generator=None):
     """n stories that begin with `prompt`, as texts; each ends at <|endoftext|> or where the context is full.
@@ -86,28 +118,33 @@ def tell(model, tokenizer, n=1, *, prompt="", temperature=1.0, generator=None):
     temperature: logits are divided by it; 0 takes the likeliest token. ValueError when it is below 0, or when the
     prompt leaves no room in the context.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}")
-    (end,) = tokenizer.encode("<|endoftext|>", allowed_special={"<|endoftext|>"})
-    told, going, past = [[end, *tokenizer.encode(prompt)] for _ in range(n)], list(range(n)), {}
-    new, context = told, model.config.context
-    if n and len(told[0]) > context:
-        raise ValueError(f"the prompt and <|endoftext|> are {len(told[0])} tokens, the context is {context}")
+    end, ids = _beginning(model, tokenizer, prompt, temperature)
+    told, going, past = [ids[:] for _ in range(n)], list(range(n)), {}
+    new = told
     with looking(model):
-        while going and len(told[going[0]]) <= context:
-            tokens = torch.tensor(new, device=model.wte.weight.device)
-            logits = _read_on(model, tokens, past).float().cpu()
-            if temperature == 0:
-                drawn = logits.argmax(-1).tolist()
-            else:
-                p = (logits / temperature).softmax(-1)
-                drawn = torch.multinomial(p, 1, generator=generator)[:, 0].tolist()
+        while going and len(told[going[0]]) <= model.config.context:
+            drawn = _draw(model, new, past, temperature, generator)
             for i, token in zip(going, drawn):
                 told[i].append(token)
             keep = [row for row, token in enumerate(drawn) if token != end]
             past = {i: (k[keep], v[keep]) for i, (k, v) in past.items()}
             going, new = [going[row] for row in keep], [[drawn[row]] for row in keep]
     return [tokenizer.decode(ids[1:-1] if ids[-1] == end else ids[1:]) for ids in told]
+
+
+@torch.no_grad()
+def telling(model, tokenizer, *, prompt="", temperature=1.0, generator=None):
+    """What `tell` adds to `prompt`, yielded in pieces as it is drawn; no piece ends within a character."""
+    end, new = _beginning(model, tokenizer, prompt, temperature)
+    characters, past, length = codecs.getincrementaldecoder("utf-8")("replace"), {}, len(new)
+    with looking(model):
+        while length <= model.config.context:
+            (token,) = _draw(model, [new], past, temperature, generator)
+            if token == end:
+                break
+            yield characters.decode(tokenizer.decode_bytes([token]))
+            new, length = [token], length + 1
+    yield characters.decode(b"", final=True)
 
 
 def save_model(path, model, notes):
@@ -152,3 +189,26 @@ def load_model(path):
 def storyteller():
     """(model, tokenizer): the Storyteller that the course ships."""
     return load_model(asset_file("checkpoints/storyteller.safetensors"))[0], storyteller_tokenizer()
+
+
+def command(argv=None):
+    """What `llmscratch story` does: print a story as it is drawn. Exit status 2 for words that it does not know."""
+    parser = argparse.ArgumentParser(prog="llmscratch story", description="Let the Storyteller tell a story.")
+    parser.add_argument("prompt", nargs="?", default="", help="how the story begins (default: as the model likes)")
+    parser.add_argument("--temperature", type=float, default=0.5, help="0: always the likeliest (default: 0.5)")
+    parser.add_argument("--seed", type=int, help="the same seed, the same story (default: another one every time)")
+    asked = parser.parse_args(argv)
+    draw = torch.Generator()
+    draw.manual_seed(draw.seed() if asked.seed is None else asked.seed)
+    try:
+        model, tokenizer = storyteller()
+        told = telling(model, tokenizer, prompt=asked.prompt, temperature=asked.temperature, generator=draw)
+        for number, piece in enumerate(told):
+            print(piece if number else asked.prompt + piece, end="", flush=True)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    print()
+
+
+if __name__ == "__main__" and __spec__:
+    command()

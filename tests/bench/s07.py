@@ -96,11 +96,15 @@ def beside_entropy() -> Race:
     return Race(paid.mean(), true.mean(), paid.sum() / true.sum(), low, high)
 
 
-@row("4S07: told stories that the generator could have told, letter for letter; theirs: all 100", at_least=0.9, unit="")
+@row(
+    "4S07: stories told at temperature ½ that the generator could have told, letter for letter; theirs: all 100",
+    at_least=0.9,
+    unit="",
+)
 def accepted() -> Race:
     model, tokenizer = storyteller()
     world, draw = World.load(), torch.Generator().manual_seed(0)
-    told = [text for _ in range(10) for text in tell(model, tokenizer, 10, generator=draw)]
+    told = [text for _ in range(10) for text in tell(model, tokenizer, 10, temperature=0.5, generator=draw)]
     passed = [any(True for _ in world.paths(text)) for text in told]
     by_ten = [sum(passed[i : i + 10]) / 10 for i in range(0, 100, 10)]
     low, _, high = statistics.quantiles(by_ten, n=4, method="inclusive")
