@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,14 +24,13 @@ from llmscratch.scientist.lora import (
     answer_loss,
     load_adapter,
     lora_layers,
-    main,
     merge,
     remove_lora,
     save_adapter,
     tune,
     without_lora,
 )
-from llmscratch.scientist.tool_calls import Example, ToolCalls, chat_prompt, replies, smollm2, verdict
+from llmscratch.scientist.tool_calls import Example, ToolCalls, chat_prompt, main, replies, smollm2, verdict
 
 
 def llama(seed=0, bias=False, d=24, layers=2):
@@ -155,6 +155,16 @@ def test_merging_into_bfloat16_rounds_to_it_and_the_layer_keeps_the_models_dtype
     torch.testing.assert_close(model(x), layer(x), rtol=0.05, atol=0.05)
 
 
+def test_a_new_layer_is_in_the_mode_of_the_model(tmp_path):
+    ours = llama().eval()
+    add_lora(ours, 2, dropout=0.5, generator=torch.Generator().manual_seed(0))
+    assert not any(part.training for part in ours.modules())
+    save_adapter(tmp_path, ours)
+    again = llama().eval()
+    load_adapter(again, tmp_path)
+    assert not any(part.training for part in again.modules())
+
+
 def test_the_default_pattern_takes_the_blocks_and_leaves_the_head():
     ours = llama()
     names = add_lora(ours)
@@ -276,13 +286,22 @@ def spoiled(folder, how):
     elif how == "cut":
         (folder / "notes.json").unlink()
         file.write_bytes(file.read_bytes()[:3000])
+    elif how in ("half", "foreign"):
+        (folder / "notes.json").unlink()
+        weights = load_file(file)
+        lost = weights.pop(next(key for key in weights if key.endswith("lora_B.weight")))
+        save_file(weights | ({"base_model.model.head.modules_to_save.weight": lost} if how == "foreign" else {}), file)
     else:
         config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("bit", "damaged: its checksum"), ("cut", "truncated"), ("rs", "use_rslora")]
-)
+    ("how", "message"),
+    [
+        ("bit", "damaged: its checksum"), ("cut", "truncated"), ("rs", "use_rslora"), ("half", "needs an A and a B"),
+        ("foreign", "holds base_model.model.head.modules_to_save.weight, which is no part of a LoRALinear"),
+    ],
+)  # fmt: skip
 def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_untouched(tmp_path, how, message):
     save_adapter(tmp_path, pair(4, 8.0)[0])
     spoiled(tmp_path, how)
@@ -410,7 +429,7 @@ def smol():
 
 
 def test_smollm2_is_what_transformers_reads_from_the_same_file(smol):
-    """The digest of transformers' own reading (27 s) stands here; see the lesson on Llama for the comparison itself."""
+    """Its next word, its digits one by one, its chat template; 4S 20 compares the weights with transformers' reading."""
     model, tokenizer = smol
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -426,11 +445,11 @@ def test_smollm2_is_what_transformers_reads_from_the_same_file(smol):
 
 def test_the_shipped_adapter_does_what_its_notes_say(smol):
     model, tokenizer = smol
-    folder = asset_file("adapters/smollm2_tools")
+    folder = asset_file("checkpoints/smollm2_tools")
     assert (folder / "adapter_model.safetensors").stat().st_size < 10e6
     model = copy.deepcopy(model)
     notes = load_adapter(model, folder)
-    card = asset_file("adapters/smollm2_tools.md").read_text(encoding="utf-8")
+    card = asset_file("checkpoints/smollm2_tools.md").read_text(encoding="utf-8")
     assert notes["sha256"] in card
     merge(model)
     for split, n, at_least in (("entities", 20, 0.85), ("phrasings", 12, 0.4), ("words", 8, 0.75)):

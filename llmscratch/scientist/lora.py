@@ -2,11 +2,9 @@
 
 # Made from 02_for_scientist/15_lora.ipynb by `make export`: change the notebook, not this file.
 
-import argparse
 import hashlib
 import json
 import re
-import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -19,8 +17,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
-from llmscratch.scientist.tool_calls import ToolCalls, id_pairs, replies, smollm2, verdict
-
 __all__ = [
     "LoRALinear",
     "add_lora",
@@ -28,7 +24,6 @@ __all__ = [
     "answer_loss",
     "load_adapter",
     "lora_layers",
-    "main",
     "merge",
     "remove_lora",
     "save_adapter",
@@ -252,11 +247,15 @@ def load_adapter(model, folder):
         raise ValueError(f"{folder} uses {', '.join(odd)}, which LoRALinear does not have")
     found, there = {}, dict(model.named_modules())
     for key, tensor in weights.items():
-        name, part = re.fullmatch(r"base_model\.model\.(.+?)\.lora_([ABm])\w*(?:\.weight)?", key).groups()
+        if not (known := re.fullmatch(r"base_model\.model\.(.+?)\.lora_(?:(m)agnitude_vector|([AB]))(?:\.weight)?", key)):
+            raise ValueError(f"{folder} holds {key}, which is no part of a LoRALinear")
+        name, part = known[1], known[2] or known[3]
         for long, short in _SHORT if name not in there else ():
             name = name.replace(long, short)
         found.setdefault(name, {})[part] = tensor
     for name, parts in found.items():
+        if not {"A", "B"} <= parts.keys():
+            raise ValueError(f"{folder} needs an A and a B for {name}, and has {', '.join(parts)}")
         layer, sizes = there.get(name), (parts["A"].shape[1], parts["B"].shape[0])
         if layer is None or not _is_linear(layer) or (layer.in_features, layer.out_features) != sizes:
             raise ValueError(f"the model has no linear layer {name!r} from {sizes[0]} to {sizes[1]} numbers, as needed")
@@ -268,31 +267,3 @@ def load_adapter(model, folder):
             if p is not None:
                 p.data.copy_(parts[part])
     return notes
-
-
-def main(argv=None):
-    """Teach SmolLM2 to call tools and write the adapter: python -m llmscratch.scientist.lora --out runs/tools"""
-    parser = argparse.ArgumentParser(prog="python -m llmscratch.scientist.lora", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")
-    usual = {"steps": 64, "batch": 8, "rank": 8, "seed": 0, "tests": 48, "lr": 2e-3, "threads": torch.get_num_threads()}
-    for name, value in usual.items():
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value}")
-    asked = parser.parse_args(argv)
-    torch.set_num_threads(asked.threads)
-    (model, tokenizer), calls = smollm2(), ToolCalls()
-    add_lora(model, asked.rank, 2.0 * asked.rank, generator=torch.Generator().manual_seed(asked.seed))
-    pairs = id_pairs(tokenizer, calls.examples("train", asked.steps * asked.batch, asked.seed))
-    start = time.perf_counter()
-    losses = tune(model, pairs, steps=asked.steps, batch=asked.batch, lr=asked.lr, seed=asked.seed)
-    notes = {"seconds": time.perf_counter() - start, "losses": [round(loss, 3) for loss in losses], "right": {}}
-    notes["settings"] = {key: value for key, value in vars(asked).items() if key != "out"}
-    for split in ("entities", "phrasings", "tools", "words") if asked.tests else ():
-        test = calls.examples(split, asked.tests, seed=1)
-        told = [verdict(e, reply) for e, reply in zip(test, replies(model, tokenizer, [e.prompt for e in test]))]
-        notes["right"][split] = f"{told.count('right')} of {len(told)}"
-        print(f"{split}: {notes['right'][split]} right", flush=True)
-    save_adapter(asked.out, model, base="SmolLM2-135M-Instruct", notes=notes)
-
-
-if __name__ == "__main__" and __spec__:  # `python -m`, and not a notebook, which is called __main__ as well
-    main()

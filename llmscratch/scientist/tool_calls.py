@@ -2,10 +2,13 @@
 
 # Made from 02_for_scientist/15_lora.ipynb by `make export`: change the notebook, not this file.
 
+import argparse
 import json
 import random
 import re
+import time
 import tomllib
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,8 +18,20 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llmscratch.kit import data_file, smollm2_file
+from llmscratch.scientist.lora import add_lora, save_adapter, tune
 
-__all__ = ["Example", "PARTS", "SYSTEM", "ToolCalls", "chat_prompt", "id_pairs", "replies", "smollm2", "verdict"]
+__all__ = [
+    "Example",
+    "PARTS",
+    "SYSTEM",
+    "ToolCalls",
+    "chat_prompt",
+    "id_pairs",
+    "main",
+    "replies",
+    "smollm2",
+    "verdict",
+]
 
 
 PARTS = {
@@ -187,3 +202,32 @@ def verdict(example, reply):
     if not isinstance(arguments, dict) or set(arguments) != set(example.call["arguments"]):
         return "other arguments"
     return "right" if said == example.call else "another value"
+
+
+def main(argv=None):
+    """Teach SmolLM2 to call tools and write the adapter: python -m llmscratch.scientist.tool_calls --out runs/tools"""
+    parser = argparse.ArgumentParser(prog="python -m llmscratch.scientist.tool_calls", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")
+    usual = {"steps": 140, "batch": 4, "rank": 8, "seed": 0, "tests": 40, "lr": 1.5e-3, "threads": torch.get_num_threads()}
+    for name, value in usual.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value}")
+    asked = parser.parse_args(argv)
+    torch.set_num_threads(asked.threads)
+    (model, tokenizer), calls = smollm2(), ToolCalls()
+    add_lora(model, asked.rank, 2.0 * asked.rank, generator=torch.Generator().manual_seed(asked.seed))
+    pairs = id_pairs(tokenizer, calls.examples("train", asked.steps * asked.batch, asked.seed))
+    start = time.perf_counter(), time.process_time()
+    losses = tune(model, pairs, steps=asked.steps, batch=asked.batch, lr=asked.lr, seed=asked.seed)
+    notes = {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
+    notes |= {"losses": [round(loss, 3) for loss in losses], "right": {}}
+    notes["settings"] = {key: value for key, value in vars(asked).items() if key != "out"}
+    for split in ("entities", "phrasings", "tools", "words") if asked.tests else ():
+        test = calls.examples(split, asked.tests, seed=1)
+        told = [verdict(e, reply) for e, reply in zip(test, replies(model, tokenizer, [e.prompt for e in test]))]
+        notes["right"][split] = f"{told.count('right')} of {len(told)}"
+        print(f"{split}: {notes['right'][split]} right", flush=True)
+    save_adapter(asked.out, model, base="SmolLM2-135M-Instruct", notes=notes)
+
+
+if __name__ == "__main__" and __spec__:  # `python -m`, and not a notebook, which is called __main__ as well
+    main()
