@@ -110,7 +110,7 @@ def _is_linear(part):
 
 def _put(model, name, part):
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, part)
+    setattr(model.get_submodule(parent), child, part.train(model.get_submodule(name).training))
 
 
 @contextmanager
