@@ -429,7 +429,7 @@ def smol():
 
 
 def test_smollm2_is_what_transformers_reads_from_the_same_file(smol):
-    """Its next word, its digits one by one, its chat template; 4S 20 compares the weights with transformers' reading."""
+    """Its next word, its digits one by one, its chat template; 4S 20 compares the weights with transformers'."""
     model, tokenizer = smol
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():

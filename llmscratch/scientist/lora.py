@@ -247,7 +247,8 @@ def load_adapter(model, folder):
         raise ValueError(f"{folder} uses {', '.join(odd)}, which LoRALinear does not have")
     found, there = {}, dict(model.named_modules())
     for key, tensor in weights.items():
-        if not (known := re.fullmatch(r"base_model\.model\.(.+?)\.lora_(?:(m)agnitude_vector|([AB]))(?:\.weight)?", key)):
+        known = re.fullmatch(r"base_model\.model\.(.+?)\.lora_(?:(m)agnitude_vector|([AB]))(?:\.weight)?", key)
+        if not known:
             raise ValueError(f"{folder} holds {key}, which is no part of a LoRALinear")
         name, part = known[1], known[2] or known[3]
         for long, short in _SHORT if name not in there else ():

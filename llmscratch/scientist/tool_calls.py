@@ -208,7 +208,8 @@ def main(argv=None):
     """Teach SmolLM2 to call tools and write the adapter: python -m llmscratch.scientist.tool_calls --out runs/tools"""
     parser = argparse.ArgumentParser(prog="python -m llmscratch.scientist.tool_calls", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")
-    usual = {"steps": 140, "batch": 4, "rank": 8, "seed": 0, "tests": 40, "lr": 1.5e-3, "threads": torch.get_num_threads()}
+    usual = {"steps": 140, "batch": 4, "rank": 8, "lr": 1.5e-3, "seed": 0, "tests": 40}
+    usual["threads"] = torch.get_num_threads()
     for name, value in usual.items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value}")
     asked = parser.parse_args(argv)
