@@ -13,6 +13,7 @@ from rich.console import Console
 from small_course import files, lesson, printed
 
 import llmscratch
+from llmscratch.engineer import rag
 from llmscratch.kit import cli, lessons, runner_view
 from llmscratch.kit.runner import Outcome
 from llmscratch.scientist import storyteller
@@ -42,11 +43,14 @@ def call(capsys, *words):
 def test_what_the_reader_built_is_a_command(capsys, monkeypatch):
     heard = []
     monkeypatch.setattr(storyteller, "command", heard.append)
+    monkeypatch.setattr(rag, "command", heard.append)
     assert call(capsys, "story", "--seed", 3, "One day")[0] == 0
-    assert heard == [("--seed", "3", "One day")]
+    assert call(capsys, "ask", "Who built", "the Raven Mill?")[0] == 0
+    assert heard == [("--seed", "3", "One day"), ("Who built", "the Raven Mill?")]
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    assert "let the Storyteller tell a story" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "let the Storyteller tell a story" in out and "answer a question from the almanac, with the source" in out
 
 
 def test_list_shows_every_lesson(root, capsys):

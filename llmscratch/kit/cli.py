@@ -1,4 +1,4 @@
-"""The command `llmscratch`: list, run, lab, progress, doctor, story."""
+"""The command `llmscratch`: list, run, lab, progress, doctor, story, ask."""
 
 import argparse
 import importlib
@@ -18,7 +18,10 @@ exit status: 0 done; 1 a lesson failed, or something is missing or broken; 2 the
 no kernel, no place to write); 130 stopped by Ctrl-C."""
 # What the reader has built, as commands: name → (what it does, the lesson's module, its function of the words after the
 # name). Modules by name, since the kit imports no lesson's code: it is loaded when the command is asked for.
-BUILT = {"story": ("let the Storyteller tell a story", "llmscratch.scientist.storyteller", "command")}
+BUILT = {
+    "story": ("let the Storyteller tell a story", "llmscratch.scientist.storyteller", "command"),
+    "ask": ("answer a question from the almanac, with the source", "llmscratch.engineer.rag", "command"),
+}
 TIMEOUT = 600  # seconds a cell, at the small scale; at the full scale a cell may take as long as it needs
 
 

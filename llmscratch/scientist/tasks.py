@@ -105,9 +105,9 @@ def prompt(checks, dice, phrases):
     words = {key: value for key, value in checks.items() if key != "words"}
     words |= {f"a_{key}": article(checks[key]) for key in ("kind", "place") if key in checks}
     if "words" in checks:
-        quoted = [f'"{word}"' for word in checks["words"]]
-        listed = " and ".join([", ".join(quoted[:-1]), quoted[-1]][len(quoted) == 1 :])
-        words |= {"list": listed, "the_words": f"the word{'s' * (len(quoted) > 1)} {listed}"}
+        *others, last = checks["words"]
+        listed = ", ".join(others) + " and " * bool(others) + last
+        words |= {"list": listed, "the_words": f"the word{'s' * bool(others)} {listed}"}
     rest, style = [topic for topic in checks if topic in phrases["sentence"]], dice.random()
     if style < 0.15:
         lines = [dice.one(phrases["list"]), *("- " + phrases["item"][topic] for topic in rest)]
