@@ -196,9 +196,11 @@ def test_the_queue_merges_like_the_plain_way(piece, seed):
         assert merge_piece(piece, ranks) == plain_merge(piece, ranks)
 
 
+# Assigned characters only: a package with a younger Unicode takes some for letters, another one not yet.
+assigned = st.characters(exclude_categories=["Cs", "Cn"])
 nasty = st.lists(
     st.one_of(
-        st.text(max_size=8),
+        st.text(assigned, max_size=8),
         st.sampled_from(list(" \t\n\r\x0b\x0c\x1c\x85\xa0\u2028\u3000'")),
         st.sampled_from(["'s", "'LL", "'ſ", "\r\n", "  ", "123", "é", "猫", "🙂", "\u200d"]),
     ),
@@ -219,7 +221,6 @@ def test_ids_are_those_of_tiktoken(openai, bard, text):
 
 def test_every_character_gives_the_ids_of_tiktoken(openai):
     some = (chr(c) for c in range(0x110000) if c < 0x20000 or c % 61 == 0)
-    # Unassigned here: a package with a younger Unicode may take it for a letter, another one not yet.
     points = [c for c in some if unicodedata.category(c) not in ("Cn", "Cs")]
     for (ours, theirs), step in zip(openai.values(), (256, 1024), strict=True):
         for i in range(0, len(points), step):
