@@ -65,13 +65,7 @@ from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 V, END, OTHER_END = 60, 0, 1
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small operations: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Letters:

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 
 from llmscratch.basis.train import CheckpointError
-from llmscratch.kit import DataUnavailable, asset_file, stories
+from llmscratch.kit import DataUnavailable, asset_file, fast_bf16, stories
 from llmscratch.scientist import pretrain as module
 from llmscratch.scientist import storyteller as storyteller_module
 from llmscratch.scientist.gpt import GPT, GPTConfig
@@ -53,12 +53,7 @@ TINY = Recipe(
 V = 64
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @functools.cache
@@ -171,7 +166,17 @@ def test_orthogonal_keeps_singular_vectors_and_brings_values_near_1(shape):
     diagonal = values.diagonal(dim1=1, dim2=2)
     assert made.shape == shape and diagonal.min() > 0.6 and diagonal.max() < 1.3
     assert (values - torch.diag_embed(diagonal)).abs().max() < 0.1
-    assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape, dtype=torch.bfloat16))
+    assert not orthogonal(torch.zeros(shape)).any()
+
+
+def test_muon_and_recipes_take_bfloat16_where_it_is_fast(monkeypatch):
+    matrices, made = torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(0)), {}
+    for fast in (True, False):
+        monkeypatch.setattr("llmscratch.scientist.muon.fast_bf16", lambda fast=fast: fast)
+        made[fast] = orthogonal(matrices)
+    assert (made[True].dtype, made[False].dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(made[True].float(), made[False], rtol=0, atol=0.02)
+    assert Recipe().bf16 is fast_bf16() and Recipe(bf16=True).bf16 and not Recipe(bf16=False).bf16
 
 
 def matrices_and_gradients(steps=6):
@@ -696,7 +701,7 @@ def test_another_safetensors_file_is_no_model(tmp_path):
 def test_the_storyteller_needs_hardly_more_bits_than_its_stories_hold():
     model, tokenizer = storyteller()
     few = stories("validation")[-24:]
-    paid = story_bits(model, encode((s.text for s in few), tokenizer, model.config.context), bf16=True).sum()
+    paid = story_bits(model, encode((s.text for s in few), tokenizer, model.config.context)).sum()
     assert 0.97 < paid / sum(s.bits for s in few) < 1.09
     path = asset_file("checkpoints/storyteller.safetensors")
     notes = load_model(path)[1]

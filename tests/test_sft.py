@@ -43,12 +43,7 @@ from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
 TINY = GPTConfig(vocab_size=2048, context=64, n_layer=2, n_head=2, d_model=16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(kind=GPT, seed=0, std=0.3):

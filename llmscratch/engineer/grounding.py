@@ -2,24 +2,6 @@
 
 # Made from 03_for_engineer/05_rag.ipynb by `make export`: change the notebook, not this file.
 
-__all__ = [
-    "EXAM",
-    "INVENTED",
-    "KINDS",
-    "LAND",
-    "Lesson",
-    "PLAIN",
-    "SHOTS",
-    "drawn",
-    "lesson_pairs",
-    "lessons",
-    "main",
-    "measure",
-    "outcome",
-    "taught",
-]
-
-
 import argparse
 import re
 import time
@@ -49,6 +31,23 @@ from llmscratch.scientist.lora import add_lora, save_adapter, tune
 from llmscratch.scientist.stories import World
 from llmscratch.scientist.tasks import Dice
 from llmscratch.scientist.tasks import almanac as make_almanac
+
+__all__ = [
+    "EXAM",
+    "INVENTED",
+    "KINDS",
+    "LAND",
+    "Lesson",
+    "PLAIN",
+    "SHOTS",
+    "drawn",
+    "lesson_pairs",
+    "lessons",
+    "main",
+    "measure",
+    "outcome",
+    "taught",
+]
 
 
 def outcome(question, found, answer):

@@ -44,12 +44,13 @@ def diverse(scores, vectors, m):
     """Places of up to m of the candidates, vectors (n, d) with scores (n,) in falling order, in different directions.
 
     The best is taken; those nearer to it than to the newcomer, from whom the scores are, go; and again (algorithm 4).
+    Copies of it (vectors have length 1) go, too: else a few hundred of them would link to nothing but each other.
     """
     between, left, chosen = vectors @ vectors.T, np.ones(len(scores), bool), []
     while len(chosen) < m and left.any():
         taken = int(left.argmax())  # the first that is left
         chosen.append(taken)
-        left &= between[taken] <= scores
+        left &= (between[taken] <= scores) & (between[taken] < 1 - 1e-5)
         left[taken] = False
     return chosen
 

@@ -24,6 +24,7 @@ def _check_difference(answer):
         ("200 requests, of which some more are obeyed after", before, after),
         ("200 requests, of which some fewer are obeyed after", after, before),
         ("200 requests, answered quite differently after", before, draw.random(200) < 0.6),
+        ("12 requests, one of which is newly obeyed after", np.zeros(12, bool), np.arange(12) == 5),
     ):
         got = answer(a, b)
         if not isinstance(got, tuple | list | np.ndarray) or len(got) != 2:
@@ -65,6 +66,14 @@ def _ninety(before, after, n=10_000, seed=0):
     return tuple(np.quantile(change[drawn].mean(1), (0.05, 0.95)))
 
 
+def _normal(before, after, n=10_000, seed=0):
+    if len(before) != len(after):
+        raise ValueError
+    change = np.asarray(after, float) - np.asarray(before, float)
+    spread = 1.96 * change.std() / math.sqrt(len(change))
+    return change.mean() - spread, change.mean() + spread
+
+
 def _any_lengths(before, after, n=10_000, seed=0):
     shorter = min(len(before), len(after))
     return difference(before[:shorter], after[:shorter], n, seed)
@@ -77,7 +86,7 @@ lesson.add(
     solution=difference,
     wrong={
         _unpaired: "before = after", _backwards: "some more are obeyed", _ninety: "expected low",
-        _any_lengths: "expected a ValueError",
+        _normal: "one of which is newly obeyed", _any_lengths: "expected a ValueError",
     },
 )  # fmt: skip
 
@@ -85,7 +94,7 @@ lesson.add(
 def _check_pass_at(answer):
     for n, c, k in ((10, 0, 3), (10, 10, 3), (10, 3, 1), (10, 3, 5), (10, 8, 3), (4, 1, 4), (200, 7, 50), (5, 2, 2)):
         expect(answer(n, c, k), pass_at(n, c, k), f"n = {n} tries, c = {c} of them right, k = {k}")
-    for n, c, k in ((5, 1, 6), (5, 6, 2), (5, 1, 0)):
+    for n, c, k in ((5, 1, 6), (5, 6, 2), (5, 1, 0), (5, -1, 2), (5, 1, -1)):
         try:
             answer(n, c, k)
         except ValueError:
@@ -109,6 +118,12 @@ def _all_right(n, c, k):
     return math.comb(c, k) / math.comb(n, k)
 
 
+def _half_guarded(n, c, k):
+    if c > n or k > n or not k:
+        raise ValueError
+    return 1 - math.comb(n - c, abs(k)) / math.comb(n, abs(k))
+
+
 def _unguarded(n, c, k):
     return 1 - math.prod((n - c - i) / (n - i) for i in range(min(k, n))) if n - c >= k else 1.0
 
@@ -120,6 +135,7 @@ lesson.add(
     solution=pass_at,
     wrong={
         _with_replacement: "c = 3 of them right, k = 5", _all_right: "expected", _unguarded: "expected a ValueError",
+        _half_guarded: "expected a ValueError for n = 5, c = -1",
     },
 )  # fmt: skip
 
@@ -184,9 +200,9 @@ lesson.add(
 
 def _check_attend(answer):
     draw = torch.Generator().manual_seed(0)
-    for lengths in ([4], [2, 3], [1, 1, 2], [5, 1, 7, 3]):
-        q, k, v = (torch.randn(2, sum(lengths), 8, generator=draw, dtype=torch.float64) for _ in range(3))
-        got, given = answer(q, k, v, list(lengths)), f"q, k, v of shape (2, {sum(lengths)}, 8) and lengths {lengths}"
+    for H, d, lengths in ((2, 8, [4]), (2, 8, [2, 3]), (1, 4, [1, 1, 3]), (3, 6, [5, 1, 7, 3])):
+        q, k, v = (torch.randn(H, sum(lengths), d, generator=draw, dtype=torch.float64) for _ in range(3))
+        got, given = answer(q, k, v, list(lengths)), f"q, k, v of shape {tuple(q.shape)} and lengths {lengths}"
         if not isinstance(got, torch.Tensor):
             raise Wrong(f"expected a tensor for {given}, got {type(got).__name__}")
         number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -214,8 +230,12 @@ def _sees_ahead(q, k, v, lengths):
     return torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=1)
 
 
-def _splits_heads(q, k, v, lengths):
-    return attend(q.mT, k.mT, v.mT, lengths).mT if q.shape[-1] == sum(lengths) else attend(q, k, q, lengths)
+def _returns_queries(q, k, v, lengths):
+    return attend(q, k, q, lengths)
+
+
+def _always_root_8(q, k, v, lengths):
+    return attend(q * math.sqrt(q.shape[-1] / 8), k, v, lengths)
 
 
 lesson.add(
@@ -225,6 +245,6 @@ lesson.add(
     solution=attend,
     wrong={
         _sees_all_before: "the part of document 1", _sees_ahead: "the part of document 0",
-        _splits_heads: "the part of document 0",
+        _returns_queries: "the part of document 0", _always_root_8: "the part of document 2",
     },
 )  # fmt: skip

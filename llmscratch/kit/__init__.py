@@ -1,7 +1,7 @@
 """What the lessons use but do not teach: data, proofs, pictures, the machine, the runner."""
 
 from llmscratch.kit.digits import Digits, mnist
-from llmscratch.kit.machine import device, scale, seed_everything
+from llmscratch.kit.machine import device, fast_bf16, scale, seed_everything
 from llmscratch.kit.models import glove, minilm_folder, smollm2_file
 from llmscratch.kit.packages import DataUnavailable
 from llmscratch.kit.paths import asset_file, data_file
@@ -12,7 +12,7 @@ from llmscratch.kit.texts import shakespeare
 from llmscratch.kit.vocabularies import tiktoken_file
 
 __all__ = [
-    "DataUnavailable", "Digits", "Race", "almanac", "asset_file", "data_file", "device", "glove", "holds",
+    "DataUnavailable", "Digits", "Race", "almanac", "asset_file", "data_file", "device", "fast_bf16", "glove", "holds",
     "instructions", "minilm_folder", "mnist", "race", "race_apart", "same", "scale", "seed_everything", "shakespeare",
     "show", "smollm2_file", "stories", "tiktoken_file", "tinystories", "use_style",
 ]  # fmt: skip

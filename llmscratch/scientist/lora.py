@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
+from llmscratch.kit import fast_bf16
+
 __all__ = [
     "LoRALinear",
     "add_lora",
@@ -175,11 +177,12 @@ def answer_loss(model, pairs):
     return F.cross_entropy(logits.float(), targets)
 
 
-def tune(model, pairs, *, steps, batch=8, lr=1e-3, warmup=5, bf16=True, seed=0, progress=True):
+def tune(model, pairs, *, steps, batch=8, lr=1e-3, warmup=5, bf16=None, seed=0, progress=True):
     """Train what requires a gradient in `model` on (prompt ids, answer ids) pairs, in place; the losses, one a step.
 
-    AdamW, the norm clipped at 1; the learning rate rises in a line for `warmup` steps, then falls in a line. Leaves the
-    model in evaluation mode. ValueError when nothing requires a gradient (call add_lora), or for too few pairs.
+    AdamW, the norm clipped at 1; the learning rate rises in a line for `warmup` steps, then falls in a line. bf16:
+    whether products are in bfloat16; None: where that is fast. Leaves the model in evaluation mode. ValueError when
+    nothing requires a gradient (call add_lora), or for too few pairs.
     """
     learning, rng = [p for p in model.parameters() if p.requires_grad], np.random.default_rng(seed)
     if not learning or len(pairs) < batch:
@@ -191,7 +194,7 @@ def tune(model, pairs, *, steps, batch=8, lr=1e-3, warmup=5, bf16=True, seed=0, 
             order = rng.permutation(len(pairs)).tolist()
         chosen, order = [pairs[i] for i in order[:batch]], order[batch:]
         optimizer.param_groups[0]["lr"] = lr * min((step + 1) / warmup, (steps - step) / max(steps - warmup, 1), 1)
-        with torch.autocast(learning[0].device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(learning[0].device.type, torch.bfloat16, enabled=fast_bf16() if bf16 is None else bf16):
             loss = answer_loss(model, chosen)
         optimizer.zero_grad()
         loss.backward()

@@ -7,15 +7,18 @@ from collections import defaultdict
 
 import torch
 
+from llmscratch.kit import fast_bf16
+
 __all__ = ["Muon", "orthogonal"]
 
 
 def orthogonal(matrices, steps=5):
-    """Matrices (B, m, n) with their singular vectors, and singular values near 1 (most in 0.7 to 1.2), in bfloat16.
+    """Matrices (B, m, n) with their singular vectors, and singular values near 1 (most in 0.7 to 1.2).
 
-    Newton–Schulz: an odd polynomial of each matrix, five times over, with the coefficients of Jordan (2024).
+    Newton–Schulz: an odd polynomial of each matrix, five times over, with the coefficients of Jordan (2024); computed
+    and returned in bfloat16 where that is fast, else in float32.
     """
-    x = matrices.bfloat16()
+    x = matrices.to(torch.bfloat16 if fast_bf16() else torch.float32)
     x = x.mT if (tall := x.shape[1] > x.shape[2]) else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # now no singular value is above 1
     for _ in range(steps):

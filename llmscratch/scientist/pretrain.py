@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from llmscratch.basis.train import CheckpointError, load_checkpoint, save_checkpoint
-from llmscratch.kit import device, scale, stories, tinystories
+from llmscratch.kit import device, fast_bf16, scale, stories, tinystories
 from llmscratch.scientist.gpt import GPT, GPTConfig
 from llmscratch.scientist.muon import Muon
 from llmscratch.scientist.stories import World
@@ -98,7 +98,7 @@ class Recipe:
     weight_decay: float = 0.1
     beta2: float = 0.99
     clip: float = 0.3
-    bf16: bool = True
+    bf16: bool = field(default_factory=fast_bf16)
     seed: int = 0
 
     def __post_init__(self):

@@ -4,9 +4,6 @@ asked.
 
 # Made from 02_for_scientist/14_instruction_tuning.ipynb by `make export`: change the notebook, not this file.
 
-__all__ = ["SHARES", "demanding", "instruction_source", "main", "reading", "untitled"]
-
-
 import argparse
 import re
 import tomllib
@@ -25,6 +22,8 @@ from llmscratch.scientist.stories import World
 from llmscratch.scientist.storyteller import encode, load_model, save_model, story_bits
 from llmscratch.scientist.tasks import Dice, constraints, make_instructions, prompt
 from llmscratch.scientist.tokenizer import storyteller as storyteller_tokenizer
+
+__all__ = ["SHARES", "demanding", "instruction_source", "main", "reading", "untitled"]
 
 
 def demanding(story, dice, phrases):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from llmscratch.kit import Race, asset_file, instructions, race, stories
+from llmscratch.kit import Race, asset_file, fast_bf16, instructions, race, stories
 from llmscratch.scientist.chat import END, END_OF_TEXT, answer, answer_bits, conversation, encode_chat, obeyed, write_on
 from llmscratch.scientist.sft import untitled
 from llmscratch.scientist.storyteller import encode, load_model, story_bits, storyteller
@@ -38,7 +38,13 @@ def after() -> Race:
     return against(shares(models()[1], instructions("validation")), [0.8] * 2)
 
 
-@row("4S14: the same before, the Storyteller of 4S07; theirs: 20%", at_most=1.0, unit="")
+@row("4S14: those of them that ask for no words and no last sentence; theirs: 80%", at_least=1.0, unit="")
+def simple() -> Race:
+    asked = [i for i in instructions("validation") if not {"words", "ends"} & i.checks.keys()]
+    return against(shares(models()[1], asked), [0.8] * 2)
+
+
+@row("4S14: share of the 500 obeyed before, by the Storyteller of 4S07; theirs: 20%", at_most=1.0, unit="")
 def before() -> Race:
     return against(shares(models()[0], instructions("validation")), [0.2] * 2)
 
@@ -53,7 +59,7 @@ def forgotten() -> Race:
     base, listens, tokenizer = models()
     texts = [story.text for story in stories("validation")[:200]]
     documents = encode(texts, tokenizer, base.config.context)
-    bits = [story_bits(model, documents, bf16=True).mean() for model in (listens, base)]
+    bits = [story_bits(model, documents, bf16=fast_bf16()).mean() for model in (listens, base)]
     return against([bits[0]] * 2, [bits[1]] * 2)
 
 
@@ -62,7 +68,7 @@ def below_entropy() -> Race:
     _, listens, tokenizer = models()
     asked, told = instructions("validation")[42:242], {story.text: story for story in stories("validation")}
     chats = [conversation(i, tokenizer, told[i.story].facts["plot"]) for i in asked]
-    paid = answer_bits(listens, chats, bf16=True).mean()
+    paid = answer_bits(listens, chats, bf16=fast_bf16()).mean()
     return against([paid] * 2, [float(np.mean([told[i.story].bits for i in asked]))] * 2)
 
 
