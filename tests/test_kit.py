@@ -26,6 +26,7 @@ from llmscratch.kit import (
     asset_file,
     data_file,
     device,
+    fast_bf16,
     glove,
     minilm_folder,
     mnist,
@@ -106,6 +107,21 @@ def test_device_takes_the_best_there_is(monkeypatch, cuda, mps, best):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert device() == best
+
+
+def test_bfloat16_is_timed_on_a_cpu_and_asked_for_on_a_gpu(monkeypatch):
+    seconds = iter([0, 5, 5, 9, 9, 12] + [0, 3, 3, 5, 5, 9])  # three products each: at best 3 s, and 2 s
+    monkeypatch.setattr("llmscratch.kit.machine.device", lambda: "cpu")
+    monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
+    assert fast_bf16.__wrapped__() is True
+    seconds = iter([0, 5, 5, 9, 9, 12] + [0, 9, 9, 12, 12, 19])  # 3 s and 3 s
+    assert fast_bf16.__wrapped__() is False
+    for supported in (True, False):
+        monkeypatch.setattr("llmscratch.kit.machine.device", lambda: "cuda")
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation, is_=supported: is_)
+        assert fast_bf16.__wrapped__() is supported
+    monkeypatch.setattr("llmscratch.kit.machine.device", lambda: "mps")
+    assert fast_bf16.__wrapped__() is False
 
 
 def draws() -> tuple[float, ...]:
