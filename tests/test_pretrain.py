@@ -169,14 +169,24 @@ def test_orthogonal_keeps_singular_vectors_and_brings_values_near_1(shape):
     assert not orthogonal(torch.zeros(shape)).any()
 
 
-def test_muon_and_recipes_take_bfloat16_where_it_is_fast(monkeypatch):
-    matrices, made = torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(0)), {}
-    for fast in (True, False):
-        monkeypatch.setattr("llmscratch.scientist.muon.fast_bf16", lambda fast=fast: fast)
-        made[fast] = orthogonal(matrices)
-    assert (made[True].dtype, made[False].dtype) == (torch.bfloat16, torch.float32)
-    torch.testing.assert_close(made[True].float(), made[False], rtol=0, atol=0.02)
-    assert Recipe().bf16 is fast_bf16() and Recipe(bf16=True).bf16 and not Recipe(bf16=False).bf16
+def test_muon_computes_in_the_format_of_its_group_and_recipes_choose_the_fast_one():
+    matrices = torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(0))
+    exact, short = orthogonal(matrices), orthogonal(matrices, bf16=True)
+    assert (exact.dtype, short.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(short.float(), exact, rtol=0, atol=0.02)
+    assert Recipe().bf16 is fast_bf16()
+    moved = {}
+    for bf16 in (False, True):
+        recipe = replace(TINY, bf16=bf16, muon=True)
+        model = recipe.model(V)
+        optimizer, weight = recipe.optimizer(model), model.h[0].mlp.c_fc.weight
+        assert {group["bf16"] for group in optimizer.param_groups} == {bf16}
+        start = weight.detach().clone()
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+        moved[bf16] = weight.detach() - start
+    assert not torch.equal(moved[True], moved[False])
+    torch.testing.assert_close(moved[True], moved[False], rtol=0, atol=0.02 * moved[False].abs().max().item())
 
 
 def matrices_and_gradients(steps=6):

@@ -185,7 +185,7 @@ def main(argv=None):
     torch.set_num_threads(asked.threads)
     (model, tokenizer), given, book = load(), taught(asked.steps * asked.batch, asked.seed), make_almanac(EXAM)
     pairs, shown = lesson_pairs(tokenizer, given), {p.source for lesson in given for p in lesson.passages}
-    add_lora(model, asked.rank, 2.0 * asked.rank, generator=torch.Generator().manual_seed(asked.seed))
+    add_lora(model, asked.rank, 16.0, generator=torch.Generator().manual_seed(asked.seed))
     start, cpu = time.perf_counter(), time.process_time()
     losses = tune(model, pairs, steps=asked.steps, batch=asked.batch, lr=asked.lr, seed=asked.seed)
     notes = {"seconds": round(time.perf_counter() - start), "cpu_seconds": round(time.process_time() - cpu)}

@@ -7,18 +7,16 @@ from collections import defaultdict
 
 import torch
 
-from llmscratch.kit import fast_bf16
-
 __all__ = ["Muon", "orthogonal"]
 
 
-def orthogonal(matrices, steps=5):
+def orthogonal(matrices, steps=5, bf16=False):
     """Matrices (B, m, n) with their singular vectors, and singular values near 1 (most in 0.7 to 1.2).
 
     Newton–Schulz: an odd polynomial of each matrix, five times over, with the coefficients of Jordan (2024); computed
-    and returned in bfloat16 where that is fast, else in float32.
+    and returned in bfloat16 or float32.
     """
-    x = matrices.to(torch.bfloat16 if fast_bf16() else torch.float32)
+    x = matrices.to(torch.bfloat16 if bf16 else torch.float32)
     x = x.mT if (tall := x.shape[1] > x.shape[2]) else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # now no singular value is above 1
     for _ in range(steps):
@@ -29,7 +27,8 @@ def orthogonal(matrices, steps=5):
 
 class Muon(torch.optim.AdamW):
     """Muon for the groups with muon=True, which hold matrices (m, n): they move by lr · 0.2·√max(m, n) · orthogonal(g),
-    g being the Nesterov momentum of their gradients; AdamW for all others. Source: Jordan 2024, arXiv:2502.16982."""
+    g being the Nesterov momentum of their gradients; AdamW for all others. A group's bf16: whether that is computed in
+    bfloat16 (default: no). Source: Jordan 2024, arXiv:2502.16982."""
 
     def add_param_group(self, group):
         """Add a group of parameters. ValueError when it says muon=True and holds something that is no matrix."""
@@ -47,7 +46,7 @@ class Muon(torch.optim.AdamW):
                 if p.grad is not None:
                     alike[p.shape].append(p)
             for shape, matrices in alike.items():
-                moves = orthogonal(torch.stack([self._momentum(p) for p in matrices]))
+                moves = orthogonal(torch.stack([self._momentum(p) for p in matrices]), bf16=group.get("bf16", False))
                 for p, move in zip(matrices, moves):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(move, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))

@@ -47,15 +47,15 @@ class Batches:
             raise ValueError(f"{self.size} documents do not fill one batch of {batch}")
 
     def _fill(self, epoch):
-        self.documents, rng = self.source(epoch), np.random.default_rng([self.seed, epoch])
-        drawn, self.order = rng.permutation(len(self.documents)), []
+        documents, rng = self.source(epoch), np.random.default_rng([self.seed, epoch])
+        if self.size not in (None, len(documents)):
+            raise ValueError(f"epoch {epoch} has {len(documents)} documents, the first had {self.size}: give as many")
+        drawn, self.order, self.documents = rng.permutation(len(documents)), [], documents
         for at in range(0, len(drawn), self.batch * self.pool):
             near = sorted(drawn[at : at + self.batch * self.pool], key=lambda i: len(self.documents[i]))
             self.order += [near[i : i + self.batch] for i in range(0, len(near) - self.batch + 1, self.batch)]
         rng.shuffle(self.order)
         self.epoch = epoch
-        if self.size not in (None, len(drawn)):
-            raise ValueError(f"epoch {epoch} has {len(drawn)} documents, the first had {self.size}: give as many")
 
     def __getitem__(self, step):
         """The documents of a step."""
@@ -114,7 +114,10 @@ class Recipe:
         groups = defaultdict(list)
         for name, p in model.named_parameters():
             groups[self.muon and p.ndim > 1 and ".h." in f".{name}", p.ndim > 1].append(p)
-        groups = [{"params": p, "muon": m, "weight_decay": self.weight_decay * d} for (m, d), p in groups.items()]
+        groups = [
+            {"params": p, "muon": m, "bf16": self.bf16, "weight_decay": self.weight_decay * d}
+            for (m, d), p in groups.items()
+        ]
         return Muon(groups, lr=self.lr, betas=(0.9, self.beta2), fused=True)
 
     def lr_at(self, step):

@@ -215,7 +215,7 @@ def main(argv=None):
     asked = parser.parse_args(argv)
     torch.set_num_threads(asked.threads)
     (model, tokenizer), calls = smollm2(), ToolCalls()
-    add_lora(model, asked.rank, 2.0 * asked.rank, generator=torch.Generator().manual_seed(asked.seed))
+    add_lora(model, asked.rank, 16.0, generator=torch.Generator().manual_seed(asked.seed))
     pairs = id_pairs(tokenizer, calls.examples("train", asked.steps * asked.batch, asked.seed))
     start = time.perf_counter(), time.process_time()
     losses = tune(model, pairs, steps=asked.steps, batch=asked.batch, lr=asked.lr, seed=asked.seed)
