@@ -101,8 +101,10 @@ def test_an_epoch_meets_each_document_at_most_once_and_like_lengths_together():
     with pytest.raises(ValueError, match="50 documents do not fill one batch of 51"):
         Batches(lambda epoch: documents(), 51)
     shrinking = Batches(lambda epoch: documents()[epoch:], 4)
-    with pytest.raises(ValueError, match="epoch 1 has 49 documents, the first had 50"):
-        shrinking[12]
+    for _ in range(2):  # whoever asks again gets no batch of the unfit epoch
+        with pytest.raises(ValueError, match="epoch 1 has 49 documents, the first had 50"):
+            shrinking[12]
+    assert len(shrinking[0]) == 4
 
 
 def test_rows_pad_and_leave_the_padding_out():
