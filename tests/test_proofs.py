@@ -128,6 +128,12 @@ def test_race_apart_times_each_program_in_its_own_process(capsys):
     assert capsys.readouterr().out.startswith("timed  claim: ours ")
 
 
+def test_race_apart_calls_each_program_as_often_as_it_is_told(tmp_path):
+    files = [tmp_path / "ours", tmp_path / "theirs"]
+    race_apart("claim", *(f"def step(): open({str(f)!r}, 'a').write('x')" for f in files), calls=(1, 5), repeats=2)
+    assert [len(file.read_text()) for file in files] == [2 * (1 + 1), 2 * (1 + 5)]  # one call warms up
+
+
 def test_race_apart_shows_why_a_program_failed():
     with pytest.raises(RuntimeError, match="(?s)claim: the timed program failed:.*division by zero"):
         race_apart("claim", "def step(): 1 / 0", "def step(): pass", calls=1, repeats=2)

@@ -100,24 +100,26 @@ def race(claim: str, ours: Callable[[], object], theirs: Callable[[], object], *
     return _result(claim, *times)
 
 
-def race_apart(claim: str, ours: str, theirs: str, *, calls: int = 10, repeats: int = 3) -> Race:
+def race_apart(claim: str, ours: str, theirs: str, *, calls: int | tuple[int, int] = 10, repeats: int = 3) -> Race:
     """Time two programs, each in fresh processes, taken in turn; for code that slows whatever shares its process.
 
     ours, theirs: Python source that defines a function `step()`. Each process calls it once to warm up, then times
-    `calls` calls. RuntimeError with the program's own message when it fails.
+    `calls` calls; two numbers are those of ours and of theirs, so that a much faster one is timed for long enough, too.
+    RuntimeError with the program's own message when it fails.
     """
     if repeats < 2:
         raise ValueError(f"repeats is {repeats}; at least 2 are needed for a spread")
-    harness = textwrap.dedent(f"""
-        import time
-        step()
-        start = time.perf_counter()
-        for _ in range({calls}):
-            step()
-        print((time.perf_counter() - start) / {calls})
-    """)
+    each = calls if isinstance(calls, tuple) else (calls, calls)
 
-    def measure(program: str) -> float:
+    def measure(program: str, n: int) -> float:
+        harness = textwrap.dedent(f"""
+            import time
+            step()
+            start = time.perf_counter()
+            for _ in range({n}):
+                step()
+            print((time.perf_counter() - start) / {n})
+        """)
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(program) + harness], capture_output=True, text=True, check=False
         )
@@ -128,5 +130,5 @@ def race_apart(claim: str, ours: str, theirs: str, *, calls: int = 10, repeats: 
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            times[which].append(measure((ours, theirs)[which]))
+            times[which].append(measure((ours, theirs)[which], each[which]))
     return _result(claim, *times)
