@@ -69,6 +69,7 @@ def play(notebook: Path, folder: Path, published: Path) -> Away:
         "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as the value of build isolation: off
         "PIP_FIND_LINKS": str(registry),
         "JUPYTER_PREFER_ENV_PATH": "1",
+        "OMP_NUM_THREADS": "1",  # two tests run at a time, as two lessons do
     }
     away.run(
         "-m", "papermill", notebook.name, "done.ipynb", "--kernel", "python3", "--no-progress-bar", cwd=alone, env=env
