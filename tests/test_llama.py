@@ -289,6 +289,24 @@ def _a_list_without_end(data):
     return data[: at + 4] + struct.pack("<IQ", 9, 2**60) + bytes(12 * 100)
 
 
+def _lists_in_lists(data):
+    """The merges become 3,000 lists, one in the other."""
+    at = data.index(b"tokenizer.ggml.merges") + len(b"tokenizer.ggml.merges")
+    return data[: at + 4] + struct.pack("<IQ", 9, 1) * 3000 + bytes(100)
+
+
+def _too_large(data):
+    """A matrix becomes one of 2³² × 2³² numbers."""
+    at = data.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4  # behind it: the shape
+    return data[:at] + struct.pack("<QQ", 2**32, 2**32) + data[at + 16 :]
+
+
+def _odd_size(data):
+    """A packed matrix loses a row of its last block."""
+    at = data.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4
+    return data[:at] + struct.pack("<QQ", 33, 1) + data[at + 16 :]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -297,6 +315,9 @@ def _a_list_without_end(data):
         (lambda b: b[:24] + struct.pack("<Q", 2**60) + b[32:], "is cut off or damaged"),
         (lambda b: b.replace(b"general.architecture\x08", b"general.architecture\x63"), "no value has the type 99"),
         (_a_list_without_end, "is cut off or damaged"),
+        (_lists_in_lists, "no value has the type 9"),
+        (_too_large, r"is cut off or damaged: blk\.0\.ffn_up\.weight"),
+        (_odd_size, r"is cut off or damaged: blk\.0\.ffn_up\.weight, \[1, 33\]"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, spoil, message):

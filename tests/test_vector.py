@@ -504,6 +504,25 @@ def test_many_copies_of_one_vector_do_not_hide_the_others():
     assert np.mean(np.abs(index.search(queries, 10)[0] - true) < 1e-5) > 0.95
 
 
+def test_every_copy_of_a_vector_is_found(tmp_path):
+    copy = rows(1, 8, seed=5)
+    vectors = np.concatenate([rows(1000, 8), np.repeat(copy, 300, axis=0)])[np.random.default_rng(0).permutation(1300)]
+    copies = np.flatnonzero((vectors == copy).all(axis=1))
+    index = HNSWIndex(8, M=8, ef_construction=60)
+    index.add(np.arange(1300), vectors)
+    index.save(tmp_path / "copies")
+    for each in (index, HNSWIndex.load(tmp_path / "copies")):
+        assert {slot for _, slot in each.walk(unit(copy, 8)[0], 300)} == set(copies)
+        assert set(each.search(copy, 300)[1][0]) == set(copies)
+        some = np.concatenate([copies[::2], np.setdiff1d(np.arange(1300), copies)])
+        walked = each.walk(unit(copy, 8)[0], 150, np.isin(np.arange(each.used), some))
+        assert {slot for _, slot in walked} == set(copies[::2])
+        each.delete(copies[:200])  # the first of them, which alone is in the graph, among them
+        assert set(each.search(copy, 100)[1][0]) == set(copies[200:])
+        each.add([5000], copy)
+        assert 5000 in each.search(copy, 101)[1]
+
+
 def test_recall_by_hand():
     assert recall([[1, 2, 3], [4, 5, 6]], [[3, 9], [5, 4]]) == 0.75
     scores, columns = top_k(np.array([[1.0, 3.0, 2.0], [0.0, -1.0, 5.0]]), 2)

@@ -176,6 +176,7 @@ CHARACTER = either(
     then(Text(b"\xf0"), _from(0x90, 0xBF), _MORE, _MORE), then(Text(b"\xf4"), _from(0x80, 0x8F), _MORE, _MORE),
     then(_from(0xF1, 0xF3), _MORE, _MORE, _MORE),
 )  # fmt: skip
+_TYPES = {"string": str, "integer": int, "boolean": bool, "null": type(None), "array": list, "object": dict}
 # What a schema of each kind may say, with the values that hold where it says nothing.
 KEYS = {
     "object": {"properties": {}, "required": [], "additionalProperties": True}, "enum": {"enum": []},
@@ -188,8 +189,7 @@ KEYS = {
 def json_pattern(schema: dict) -> Pattern:
     """The JSON texts, as json.dumps spaces them, that fit a schema: "enum", or a "type" with the keys in KEYS.
 
-    An object has all its properties, in their order, and no others. ValueError for what else a schema says: it would
-    be lost.
+    An object has all its properties, in their order, and no others. ValueError for what else a schema says.
     """
     text = lambda value: Text(json.dumps(value, ensure_ascii=False).encode())
     kind = "enum" if "enum" in schema else schema.get("type")
@@ -199,7 +199,7 @@ def json_pattern(schema: dict) -> Pattern:
         raise ValueError(f"{min(odd)!r} is not supported for {kind!r}; supported: {list(KEYS[kind])}")
     get = KEYS[kind] | schema
     if "enum" in get:
-        return either(*map(text, get["enum"]))
+        return either(*(text(v) for v in get["enum"] if type(v) is _TYPES.get(schema.get("type"), type(v))))
     if kind == "object" and (lost := [key for key in get["required"] if key not in get["properties"]]):
         raise ValueError(f"{lost} are required, but are no properties")
     if kind == "object":

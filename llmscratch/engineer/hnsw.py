@@ -110,7 +110,8 @@ class SmallWorld:
 class HNSWIndex(Index):
     """An index that walks a `SmallWorld`. M: links a newcomer makes on a level.
 
-    ef_construction, ef: how many candidates an insertion and a search keep. One thread at a time may add.
+    ef_construction, ef: how many candidates an insertion and a search keep. One thread at a time may add. Of equal
+    vectors only the first is in the graph; `twins` has the slots of the others by its slot.
     """
 
     SETTINGS = ("dim", "M", "ef_construction", "ef", "seed")
@@ -121,18 +122,34 @@ class HNSWIndex(Index):
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
         self.M, self.ef_construction, self.ef, self.seed = M, ef_construction, ef, seed
-        self.graph = SmallWorld(M, ef_construction, seed)
+        self.graph, self.twins, self._first = SmallWorld(M, ef_construction, seed), {}, {}
+
+    def _is_twin(self, slot):
+        """Whether an earlier slot has the same vector; it is then noted as its twin."""
+        first = self._first.setdefault(hash(self.vectors[slot].tobytes()), slot)
+        if first == slot or not np.array_equal(self.vectors[first], self.vectors[slot]):
+            return False
+        self.twins.setdefault(first, []).append(slot)
+        return True
 
     def _insert(self, slots):
         for slot in slots:
-            self.graph.insert(self.vectors, slot)
+            if not self._is_twin(slot):
+                self.graph.insert(self.vectors, slot)
 
     def walk(self, query, ef, allowed=None):
         """The best `ef` pairs (score, slot) that a walk finds for a unit vector (dim,), best first."""
-        before, starts = self.graph.looked_at, self.graph.enter(self.vectors, query, 0)
-        found = self.graph.beam(0, self.vectors, query, starts, ef, allowed)
+        before, starts, wanted = self.graph.looked_at, self.graph.enter(self.vectors, query, 0), allowed
+        if self.twins and allowed is not None:  # the first of equals stands for all of them
+            wanted = allowed.copy()
+            for first, others in self.twins.items():
+                wanted[first] |= allowed[others].any()
+        found = self.graph.beam(0, self.vectors, query, starts, ef, wanted)
         self.looked_at += self.graph.looked_at - before
-        return found
+        if not self.twins:
+            return found
+        everyone = ((score, slot) for score, first in found for slot in (first, *self.twins.get(first, ())))
+        return [(score, slot) for score, slot in everyone if allowed is None or allowed[slot]][:ef]
 
     def _nearest(self, queries, k, allowed):
         ef, n = max(self.ef, k), self.used if allowed is None else int(allowed.sum())
@@ -157,3 +174,5 @@ class HNSWIndex(Index):
         rows = np.split(arrays["links"], arrays["degrees"].cumsum()[:-1])
         nodes = zip(arrays["slots"].tolist(), (row.tolist() for row in rows))
         self.graph.links = [dict(islice(nodes, n)) for n in arrays["levels"].tolist()]
+        for slot in range(self.used):
+            self._is_twin(slot)

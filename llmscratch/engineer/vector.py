@@ -74,9 +74,9 @@ class Store:
             raise ValueError(
                 f"ids must be {len(vectors)} whole numbers, one a vector; got {ids.dtype} {ids.shape}"
             )
-        taken = set(self.slot_of)
+        taken = set()
         for i in ids.tolist():
-            if i in taken:
+            if i in taken or i in self.slot_of:
                 raise ValueError(f"id {i} is taken: delete the old vector first, or choose another id")
             taken.add(i)
         slots = range(self.used, self.used + len(ids))

@@ -175,6 +175,10 @@ def _check_dates(answer):
         "2024/02/29",
         "",
         "2024-02",
+        "2024-03-9",
+        "2024-03-012",
+        "2024-003-12",
+        "2024-02-291",
     ):
         expect(_is(pattern, text), False, f"the text {text!r}")
     for year in (1900, 2000, 2024, *range(1901, 2100)):
@@ -216,6 +220,17 @@ def _no_zeros():
     return then(integers(1900, 2099), Text(b"-"), integers(1, 12), Text(b"-"), times(digit, 1, 2))
 
 
+def _days_of_any_length():
+    dash, two = Text(b"-"), lambda numbers: either(*(Text(f"{n:02}".encode()) for n in numbers))
+
+    def days(last):
+        return then(times(Text(b"0"), 0, 1), integers(1, last))
+
+    long, short = then(two((1, 3, 5, 7, 8, 10, 12)), dash, days(31)), then(two((4, 6, 9, 11)), dash, days(30))
+    leap = either(*(Text(f"{y}-02-29".encode()) for y in range(1900, 2100) if calendar.isleap(y)))
+    return either(then(integers(1900, 2099), dash, either(long, short, then(two((2,)), dash, days(28)))), leap)
+
+
 def _no_leap():
     dash, two = Text(b"-"), lambda numbers: either(*(Text(f"{n:02}".encode()) for n in numbers))
     days = ((1, 3, 5, 7, 8, 10, 12), 31), ((4, 6, 9, 11), 30), ((2,), 28)
@@ -227,7 +242,8 @@ lesson.add(
     hints=["either(*(Text(f'{n:02}'.encode()) for n in …)) is a number with two digits out of a list.",
            "Three kinds of months by their last day, the same in all years; then 29 February, for leap years alone."],
     solution=dates,
-    wrong={_any_day: "1900-02-29", _every_fourth: "1900-02-29", _no_zeros: "2024-2-29", _no_leap: "2000-02-29"},
+    wrong={_any_day: "1900-02-29", _every_fourth: "1900-02-29", _no_zeros: "2024-2-29", _no_leap: "2000-02-29",
+           _days_of_any_length: "2024-03-9"},
 )  # fmt: skip
 
 

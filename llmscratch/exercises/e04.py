@@ -150,7 +150,7 @@ lesson.add(
 def _check_varied(answer):
     copies = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0]])
     for given, query, vectors, k, balance in (
-        ("five vectors, two of them the same, k = 3", np.array([1.0, 0.0, 0.0]), copies, 3, 0.5),
+        ("five vectors, two of them the same, k = 3", np.array([0.96, 0.28, 0.0]), copies, 3, 0.5),
         ("the same five, balance = 1", np.array([1.0, 0.0, 0.0]), copies, 4, 1.0),
         ("40 random vectors, k = 10, balance = 0.7", _unit(1, 6, 3)[0], _unit(40, 6, 4), 10, 0.7),
         ("30 random vectors, k = 30, balance = 0.3", _unit(1, 5, 5)[0], _unit(30, 5, 6), 30, 0.3),

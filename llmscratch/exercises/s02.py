@@ -238,7 +238,7 @@ def _check_recover(answer):
         ("cl100k_base", _cl100k()),
     ):
         longer = [token for token in ranks if len(token) > 1]
-        got = list(answer(dict(ranks)))
+        got = list(answer(dict(sorted(ranks.items()))))  # by bytes: the order of rank is the answer's to make
         expect(len(got), len(longer), f"the number of pairs for {name}")
         for token, pair in zip(longer, got, strict=True):
             want = _pair(token, ranks)
@@ -291,6 +291,11 @@ def _oldest_split(ranks):
     return [pair(token) for token in sorted(ranks, key=ranks.get) if len(token) > 1]
 
 
+def _as_they_come(ranks):
+    by_token = {a + b: (a, b) for a, b in recover_merges(ranks)}
+    return [by_token[token] for token in ranks if len(token) > 1]
+
+
 def _by_length(ranks):
     return sorted(recover_merges(ranks), key=lambda pair: len(pair[0] + pair[1]))
 
@@ -300,5 +305,6 @@ lesson.add(
     hints=["When the token was made, its bytes had been merged as far as older tokens allow: encode it with those.",
            "Merge its bytes by rank until two parts are left; the token itself and younger ones do not count."],
     solution=recover_merges,
-    wrong={_first_split: "for the token", _oldest_split: "for the token", _by_length: "for the token"},
+    wrong={_first_split: "for the token", _oldest_split: "for the token", _by_length: "for the token",
+           _as_they_come: "for the token"},
 )  # fmt: skip

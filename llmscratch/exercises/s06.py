@@ -19,6 +19,7 @@ def _check_bands(answer):
     for threshold, n, want in (
         (0.7, 128, 16),
         (0.5, 128, 32),
+        (0.55, 128, 32),
         (0.9, 128, 8),
         (0.8, 100, 10),
         (0.5, 60, 15),
@@ -40,6 +41,12 @@ def _any_number(threshold, n=128):
     return min(range(1, n + 1), key=lambda b: abs((1 / b) ** (b / n) - threshold))
 
 
+def _where_half_collide(threshold, n=128):
+    return min(
+        (b for b in range(1, n + 1) if n % b == 0), key=lambda b: abs((1 - 0.5 ** (1 / b)) ** (b / n) - threshold)
+    )
+
+
 def _exponent_upside_down(threshold, n=128):
     return min((b for b in range(1, n + 1) if n % b == 0), key=lambda b: abs((1 / b) ** b - threshold))
 
@@ -49,7 +56,8 @@ lesson.add(
     hints=["The divisors of n: [b for b in range(1, n + 1) if n % b == 0].",
            "min(divisors, key=...) with the distance of (1 / b) ** (b / n) from the threshold."],
     solution=bands_for,
-    wrong={_rows_for: "expected 16 for threshold 0.7", _any_number: "threshold", _exponent_upside_down: "threshold"},
+    wrong={_rows_for: "expected 16 for threshold 0.7", _any_number: "threshold", _exponent_upside_down: "threshold",
+           _where_half_collide: "threshold 0.55"},
 )  # fmt: skip
 
 
@@ -162,8 +170,11 @@ def _check_world(answer):
         if story.text in seen:
             raise Wrong(f"expected one path to each text, got two to {story.text!r}")
         seen[story.text] = story
-    if all(_uses(world.root, variable) < 2 for variable in world.root.uses):
-        raise Wrong("expected a variable that is used twice in a story: the same name, say, in two sentences")
+    if all(_uses(world.root, variable) < 2 or len(variable.pool) < 2 for variable in world.root.uses):
+        raise Wrong(
+            "expected a variable of two or more values that is used twice in a story: the same name, say, in two "
+            "sentences"
+        )
 
 
 def _uses(node, variable):
@@ -195,6 +206,7 @@ _ONCE = f"""
 story = "{{thing}} fell. Mia ran."
 cast = {{thing = {["a", *(f"w{i}" for i in range(1023))]}}}
 """
+_ONE_VALUE = _ONCE.replace("Mia ran.", "{x} ran. {x} sat.").replace("cast = {", 'cast = {x = ["Mia"], ')
 
 lesson.add(
     3, 2, "A world of exactly ten bits", check=lambda answer: _check_world(answer() if callable(answer) else answer),
@@ -206,6 +218,7 @@ lesson.add(
         _TWO_PATHS: "got two to",
         _MINE.replace("{hero} kept it", "Nobody kept it"): "used twice",
         _MINE.replace("{thing}", "{think}"): "reading it stopped with", _ONCE: "used twice",
+        _ONE_VALUE: "two or more values",
         "plots = {p = {story = 5}}": "of the wrong type", 'plots = {p = "x"}': "of the wrong type",
         "plots = {p = {story = '{a}', cast = {a = []}}}": "of the wrong type",
         "plots = {p = {story = '{a}', cast = {a = 5}}}": "of the wrong type",
@@ -220,6 +233,8 @@ def _check_overlap(answer):
         (["a b c d e f", "a b"], ["b c d", "d e f", "a b"], 3, [5 / 6, 0.0]),
         (["a b c a b c"], ["b c a"], 3, [0.5]),
         (["A b C d"], ["a B c x"], 2, [0.75]),
+        (["a b a c"], ["a b a"], 3, [0.75]),
+        (["a b c"], ["x a b c"], 3, [1.0]),
         ([""], ["a b c"], 2, [0.0]),
         (["a b c"], ["x a", "b c"], 3, [0.0]),
         (["a b c"], ["xa b cd"], 3, [0.0]),
@@ -269,6 +284,22 @@ def _counts_twice(validation, training, n=13):
     return shares
 
 
+def _different_words(validation, training, n=13):
+    seen = {tuple(w[i : i + n]) for t in training for w in [t.lower().split()] for i in range(len(w) - n + 1)}
+    shares = []
+    for text in validation:
+        words = text.lower().split()
+        inside = {w for i in range(len(words) - n + 1) if tuple(words[i : i + n]) in seen for w in words[i : i + n]}
+        shares.append(len(inside) / max(1, len(words)))
+    return shares
+
+
+def _loses_the_last(validation, training, n=13):
+    return [
+        0.0 if len(t.split()) == n else s for t, s in zip(validation, overlap(validation, training, n), strict=True)
+    ]
+
+
 def _minds_capitals(validation, training, n=13):
     seen = {tuple(w[i : i + n]) for t in training for w in [t.split()] for i in range(len(w) - n + 1)}
     shares = []
@@ -300,6 +331,8 @@ lesson.add(
     solution=overlap,
     wrong={
         _share_of_runs: "expected [0.5]", _counts_twice: "expected [0.8333333333333334, 0.0]",
-        _minds_capitals: "expected [0.75]", _joined: "training ['x a', 'b c']", _substring: "training ['xa b cd']",
+        _minds_capitals: "expected [0.75]", _different_words: "validation ['a b a c']",
+        _loses_the_last: "expected [1.0]",
+        _joined: "training ['x a', 'b c']", _substring: "training ['xa b cd']",
     },
 )  # fmt: skip

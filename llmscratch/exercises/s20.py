@@ -21,7 +21,7 @@ def _check_longest(answer):
     for config, budget, users, size, want in (
         (full, 1024 * 100, 1, 4, 100), (full, 1024 * 100 - 1, 1, 4, 99), (full, 10**9, 1, 4, 512),
         (shared, 46_080 * 1000, 1, 4, 1000), (shared, 23_040 * 1000, 1, 2, 1000), (shared, 46_080 * 1000, 8, 4, 125),
-        (shared, 46_079, 1, 4, 0),
+        (shared, 46_079, 1, 4, 0), (shared, 46_080 * 8192 * 8, 8, 4, 8192),
     ):  # fmt: skip
         given = (
             f"a budget of {budget:,} bytes, users={users}, size={size} and n_layer, n_head, n_kv_head, d_model = "
@@ -50,6 +50,10 @@ def _past_the_context(config, budget, users=1, size=4):
     return budget // (users * 2 * config.n_layer * config.n_kv_head * config.d_head * size)
 
 
+def _context_for_all_users(config, budget, users=1, size=4):
+    return min(budget // (2 * config.n_layer * config.n_kv_head * config.d_head * size), config.context) // users
+
+
 lesson.add(
     1, 1, "How long may the talk be?", check=_check_longest,
     hints=["Each token leaves a key and a value, d_head numbers each, in n_kv_head heads of n_layer blocks.",
@@ -57,7 +61,7 @@ lesson.add(
     solution=longest,
     wrong={
         _keys_only: "expected 100 for a budget", _all_heads: "expected 1000 for a budget",
-        _past_the_context: "expected 512 for a budget",
+        _past_the_context: "expected 512 for a budget", _context_for_all_users: "expected 8192 for a budget",
     },
 )  # fmt: skip
 
@@ -82,7 +86,7 @@ def _check_q5_1(answer):
             raise Wrong(f"expected shape {want.shape} for {given}, got shape {got.shape}")
         if got.dtype != np.float32:
             raise Wrong(f"expected float32 for {given}, got {got.dtype}")
-        off = np.abs(got - want) > 1e-5 * (1 + np.abs(want))
+        off = ~(np.abs(got - want) <= 1e-5 * (1 + np.abs(want)))  # NaN is off, too
         if off.any():
             at = int(off.argmax())
             raise Wrong(f"expected {want[at]:.4g} for weight {at % 32} of a block, {given}, got {got[at]:.4g}")
@@ -114,6 +118,10 @@ def _neighbours(raw):
     return (scale * (low + 16 * fifth) + least).ravel()
 
 
+def _not_numbers(raw):
+    return np.full(32 * len(raw), np.nan, np.float32)
+
+
 def _float64(raw):
     return unpack_q5_1(raw).astype(np.float64)
 
@@ -125,7 +133,7 @@ lesson.add(
     solution=unpack_q5_1,
     wrong={
         _without_fifth: "of a block", _big_endian_bits: "of a block", _neighbours: "of a block",
-        _float64: "expected float32",
+        _float64: "expected float32", _not_numbers: "got nan",
     },
 )  # fmt: skip
 

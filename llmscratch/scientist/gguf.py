@@ -35,19 +35,19 @@ class GGUF:
             raise ValueError(f"{path} is no GGUF file of version 2 or 3: it begins with {bytes(self._data[:8])}")
         self.fields = {self._read(STRING): self._read(self._read(U32)) for _ in range(n_fields)}
         self.tensors = {self._read(STRING): self._entry() for _ in range(n_tensors)}
-        self._start = self._at + -self._at % self.fields.get("general.alignment", 32)
+        self._start = self._at + -self._at % (self.fields.get("general.alignment") or 32)
         for name in self.tensors:
             self._blocks(name)
 
-    def _read(self, code):
-        if code >= len(TYPES):
+    def _read(self, code, listed=False):
+        if code >= len(TYPES) or listed and code == ARRAY:  # a list of lists: none is needed
             raise ValueError(f"{self.path} is damaged: no value has the type {code}, at byte {self._at}")
         item = self._read(U32) if code == ARRAY else None
         n = self._read(U64) if code in (STRING, ARRAY) else struct.calcsize("<" + TYPES[code])
         if n > len(self._data) - self._at:
             raise ValueError(f"{self.path} is cut off or damaged: it ends at byte {len(self._data)}, too early")
         if code == ARRAY:
-            return [self._read(item) for _ in range(n)]
+            return [self._read(item, True) for _ in range(n)]
         self._at += n
         raw = self._data[self._at - n : self._at]
         return str(raw, "utf-8") if code == STRING else struct.unpack("<" + TYPES[code], raw)[0]
@@ -61,9 +61,9 @@ class GGUF:
         if code not in BLOCKS:
             raise ValueError(f"{self.path}: {name} is packed in the way {code}; only {[*BLOCKS]} can be read")
         _, size, layout = BLOCKS[code]
-        n, start = int(np.prod(shape)) // size, self._start + start
-        if start + n * layout.itemsize > len(self._data):
-            raise ValueError(f"{self.path} is cut off: it ends at byte {len(self._data)}, before the end of {name}")
+        (n, rest), start = divmod(np.prod(shape, dtype=object), size), self._start + start
+        if rest or start + n * layout.itemsize > (end := len(self._data)):
+            raise ValueError(f"{self.path} is cut off or damaged: {name}, {shape}, is not whole before byte {end}")
         return np.frombuffer(self._data, layout, n, start)
 
     def __getitem__(self, name):

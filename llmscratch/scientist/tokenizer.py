@@ -40,8 +40,7 @@ def learn_bpe(words: Mapping[bytes, int], n_tokens: int) -> list[bytes]:
     ids, as in the tokenizers library. ValueError unless n_tokens is at least 256 and the words have enough pairs.
     """
     tokens = [bytes([b]) for b in BYTES]
-    ids = {token: i for i, token in enumerate(tokens)}
-    order = bytes(ids[bytes([b])] for b in range(256))
+    order = bytes(tokens.index(bytes([b])) for b in range(256))
     parts = [word.translate(order).decode("latin-1") for word in words]  # strings whose characters are ids
     times, count, where, queue, change = list(words.values()), Counter(), defaultdict(set), [], Counter()
     for w, part in enumerate(parts):
@@ -59,13 +58,12 @@ def learn_bpe(words: Mapping[bytes, int], n_tokens: int) -> list[bytes]:
             break
         a, b = pair = heapq.heappop(queue)[1]
         token, change = tokens[ord(a)] + tokens[ord(b)], defaultdict(int)
-        new = ids.setdefault(token, len(tokens))
-        if new == len(tokens):  # else made before from another pair: aaa as aa + a, now as a + aa
-            tokens.append(token)
+        new = chr(len(tokens))
+        tokens.append(token)  # no other pair spells it: between the same borders the bytes were always merged alike
         for w in where.pop(pair):
             for p in zip(parts[w], parts[w][1:]):
                 change[p] -= times[w]
-            parts[w] = parts[w].replace(a + b, chr(new))
+            parts[w] = parts[w].replace(a + b, new)
             for p in zip(parts[w], parts[w][1:]):
                 change[p] += times[w]
                 where[p].add(w)
@@ -105,8 +103,9 @@ class Vocabulary:
             raise ValueError("ranks must count from 0, each number once, with every single byte among the tokens")
         self._bytes = {i: token for token, i in self.ranks.items()}
         for name, i in self.specials.items():
-            if not (t := name.encode()) or not isinstance(i, int) or i < 0 or self._bytes.setdefault(i, t) != t:
+            if not name or not isinstance(i, int) or i < 0 or i in self._bytes:
                 raise ValueError(f"special token {name!r}, id {i!r}: expected a name, and an id from 0 up that is free")
+            self._bytes[i] = name.encode()
         self.n_vocab = max(self._bytes) + 1
 
     @classmethod
