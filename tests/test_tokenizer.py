@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+import tiktoken.load
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

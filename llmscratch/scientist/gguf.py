@@ -62,7 +62,7 @@ class GGUF:
             raise ValueError(f"{self.path}: {name} is packed in the way {code}; only {[*BLOCKS]} can be read")
         _, size, layout = BLOCKS[code]
         (n, rest), start = divmod(np.prod(shape, dtype=object), size), self._start + start
-        if rest or start + n * layout.itemsize > (end := len(self._data)):
+        if start + n * layout.itemsize > (end := len(self._data)) or rest:
             raise ValueError(f"{self.path} is cut off or damaged: {name}, {shape}, is not whole before byte {end}")
         return np.frombuffer(self._data, layout, n, start)
 
