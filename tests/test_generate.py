@@ -446,6 +446,26 @@ def test_a_character_is_any_but_control_quote_and_backslash():
         assert matches(CHARACTER, data) and len(json.loads(b'"' + data + b'"')) == 1
 
 
+@pytest.mark.parametrize(
+    ("schema", "texts"),
+    [
+        ({"type": "integer", "enum": ["a", 3, True, None]}, ["3"]),
+        ({"type": ["string", "null"], "enum": ["a", 3, None]}, ['"a"', "null"]),
+        ({"type": "number", "enum": ["a", 1, 2.5]}, ["1", "2.5"]),
+        ({"enum": ["a", 2.5]}, ['"a"', "2.5"]),
+        ({"type": "string", "enum": [1]}, []),
+    ],
+)
+def test_an_enum_with_a_type_has_the_values_of_the_type(schema, texts):
+    pattern = json_pattern(schema)
+    assert [t for t in ('"a"', "1", "2.5", "3", "true", "null") if matches(pattern, t.encode())] == texts
+
+
+def test_an_enum_of_an_unknown_type_is_refused():
+    with pytest.raises(ValueError, match="the types of an enum's values are some of .*; got \\['strng'\\]"):
+        json_pattern({"type": "strng", "enum": ["a"]})
+
+
 values = st.recursive(
     st.one_of(
         st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"enum": ["a", "Öl", None, 3, {"x": [1]}]}]),

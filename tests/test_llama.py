@@ -315,7 +315,7 @@ def _odd_size(data):
         (lambda b: b[:24] + struct.pack("<Q", 2**60) + b[32:], "is cut off or damaged"),
         (lambda b: b.replace(b"general.architecture\x08", b"general.architecture\x63"), "no value has the type 99"),
         (_a_list_without_end, "is cut off or damaged"),
-        (_lists_in_lists, "no value has the type 9"),
+        (_lists_in_lists, "is damaged, or nests lists: no value has the type 9"),
         (_too_large, r"is cut off or damaged: blk\.0\.ffn_up\.weight"),
         (_odd_size, r"is cut off or damaged: blk\.0\.ffn_up\.weight, \[1, 33\]"),
     ],

@@ -176,7 +176,8 @@ CHARACTER = either(
     then(Text(b"\xf0"), _from(0x90, 0xBF), _MORE, _MORE), then(Text(b"\xf4"), _from(0x80, 0x8F), _MORE, _MORE),
     then(_from(0xF1, 0xF3), _MORE, _MORE, _MORE),
 )  # fmt: skip
-_TYPES = {"string": str, "integer": int, "boolean": bool, "null": type(None), "array": list, "object": dict}
+_TYPES = {"string": [str], "integer": [int], "number": [int, float], "boolean": [bool], "null": [type(None)],
+          "array": [list], "object": [dict]}  # of an enum's values
 # What a schema of each kind may say, with the values that hold where it says nothing.
 KEYS = {
     "object": {"properties": {}, "required": [], "additionalProperties": True}, "enum": {"enum": []},
@@ -187,10 +188,8 @@ KEYS = {
 
 
 def json_pattern(schema: dict) -> Pattern:
-    """The JSON texts, as json.dumps spaces them, that fit a schema: "enum", or a "type" with the keys in KEYS.
-
-    An object has all its properties, in their order, and no others. ValueError for what else a schema says.
-    """
+    """The JSON texts, as json.dumps spaces them, that fit a schema: an "enum" (the values of its "type", if it has one)
+    or a "type" with the keys in KEYS. An object has all its properties, in order, no others. Else: ValueError."""
     text = lambda value: Text(json.dumps(value, ensure_ascii=False).encode())
     kind = "enum" if "enum" in schema else schema.get("type")
     if not isinstance(kind, str) or kind not in KEYS:
@@ -199,7 +198,10 @@ def json_pattern(schema: dict) -> Pattern:
         raise ValueError(f"{min(odd)!r} is not supported for {kind!r}; supported: {list(KEYS[kind])}")
     get = KEYS[kind] | schema
     if "enum" in get:
-        return either(*(text(v) for v in get["enum"] if type(v) is _TYPES.get(schema.get("type"), type(v))))
+        named = schema.get("type", list(_TYPES))
+        if not set(named := [named] if isinstance(named, str) else named) <= set(_TYPES):
+            raise ValueError(f"the types of an enum's values are some of {list(_TYPES)}; got {named}")
+        return either(*(text(v) for v in get["enum"] if any(type(v) in _TYPES[name] for name in named)))
     if kind == "object" and (lost := [key for key in get["required"] if key not in get["properties"]]):
         raise ValueError(f"{lost} are required, but are no properties")
     if kind == "object":
@@ -259,9 +261,7 @@ class States:
 
 class Grammar:
     """Which tokens may come next, so that the whole text fits a pattern. A state is a number; `start` is the first.
-
-    least: tokens that may be needed for the shortest text. ValueError for a pattern that no text fits.
-    """
+    least: tokens that may be needed for the shortest text. ValueError for a pattern that no text fits."""
 
     def __init__(self, pattern, tokenizer):
         self._tokens, self._levels = token_trie(tokenizer)

@@ -137,13 +137,22 @@ class HNSWIndex(Index):
             if not self._is_twin(slot):
                 self.graph.insert(self.vectors, slot)
 
-    def walk(self, query, ef, allowed=None):
-        """The best `ef` pairs (score, slot) that a walk finds for a unit vector (dim,), best first."""
-        before, starts, wanted = self.graph.looked_at, self.graph.enter(self.vectors, query, 0), allowed
-        if self.twins and allowed is not None:  # the first of equals stands for all of them
-            wanted = allowed.copy()
-            for first, others in self.twins.items():
-                wanted[first] |= allowed[others].any()
+    def _with_firsts(self, allowed):
+        """`allowed`, and the first of equals wherever one of its twins is allowed."""
+        if allowed is None or not self.twins:
+            return allowed
+        wanted = allowed.copy()
+        for first, others in self.twins.items():
+            wanted[first] |= allowed[others].any()
+        return wanted
+
+    def walk(self, query, ef, allowed=None, wanted=None):
+        """The best `ef` pairs (score, slot) that a walk finds for a unit vector (dim,), best first.
+
+        allowed: bool by slot, or None for all; wanted: what `_with_firsts` makes of it, when that is known.
+        """
+        before, starts = self.graph.looked_at, self.graph.enter(self.vectors, query, 0)
+        wanted = self._with_firsts(allowed) if wanted is None else wanted
         found = self.graph.beam(0, self.vectors, query, starts, ef, wanted)
         self.looked_at += self.graph.looked_at - before
         if not self.twins:
@@ -155,7 +164,8 @@ class HNSWIndex(Index):
         ef, n = max(self.ef, k), self.used if allowed is None else int(allowed.sum())
         if 2 * n * n <= ef * self.M * self.used:
             return self._scan(queries, k, allowed)
-        walks = [self.walk(query, ef, allowed)[:k] for query in queries]
+        wanted = self._with_firsts(allowed)
+        walks = [self.walk(query, ef, allowed, wanted)[:k] for query in queries]
         if min(map(len, walks)) < k:  # too few can be reached
             return self._scan(queries, k, allowed)
         found = np.array(walks)  # (m, k, 2)

@@ -40,8 +40,8 @@ class GGUF:
             self._blocks(name)
 
     def _read(self, code, listed=False):
-        if code >= len(TYPES) or listed and code == ARRAY:  # a list of lists: none is needed
-            raise ValueError(f"{self.path} is damaged: no value has the type {code}, at byte {self._at}")
+        if code >= len(TYPES) or listed and code == ARRAY:  # a list of lists: not needed
+            raise ValueError(f"{self.path} is damaged, or nests lists: no value has the type {code}, at {self._at}")
         item = self._read(U32) if code == ARRAY else None
         n = self._read(U64) if code in (STRING, ARRAY) else struct.calcsize("<" + TYPES[code])
         if n > len(self._data) - self._at:
@@ -61,7 +61,7 @@ class GGUF:
         if code not in BLOCKS:
             raise ValueError(f"{self.path}: {name} is packed in the way {code}; only {[*BLOCKS]} can be read")
         _, size, layout = BLOCKS[code]
-        (n, rest), start = divmod(np.prod(shape, dtype=object), size), self._start + start
+        n, rest, start = np.prod(shape, dtype=object) // size, (shape or [1])[-1] % size, self._start + start
         if start + n * layout.itemsize > (end := len(self._data)) or rest:
             raise ValueError(f"{self.path} is cut off or damaged: {name}, {shape}, is not whole before byte {end}")
         return np.frombuffer(self._data, layout, n, start)
