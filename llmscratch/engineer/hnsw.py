@@ -9,7 +9,7 @@ import numpy as np
 
 from llmscratch.engineer.vector import Index
 
-__all__ = ["HNSWIndex", "SmallWorld", "beam_search", "diverse"]
+__all__ = ["HNSWIndex", "SmallWorld", "Twins", "beam_search", "diverse", "flat_links", "links_of"]
 
 
 def beam_search(links, vectors, query, starts, ef, allowed=None):
@@ -107,11 +107,56 @@ class SmallWorld:
             self.links[at][slot] = [links[order[i]] for i in chosen]
 
 
+class Twins:
+    """Equal vectors by slot: the first of equals stands for all, `others[first]` has the slots of the rest."""
+
+    def __init__(self):
+        self.others, self._first = {}, {}
+
+    def take(self, vectors, slot):
+        """Whether an earlier slot has the vector of this one; it is then noted as its twin."""
+        first = self._first.setdefault(hash(vectors[slot].tobytes()), slot)
+        if first == slot or not np.array_equal(vectors[first], vectors[slot]):
+            return False
+        self.others.setdefault(first, []).append(slot)
+        return True
+
+    def wanted(self, allowed):
+        """`allowed` (bool by slot, or None for all), and the first of equals wherever one of its twins is allowed."""
+        if allowed is None or not self.others:
+            return allowed
+        wanted = allowed.copy()
+        for first, others in self.others.items():
+            wanted[first] |= allowed[others].any()
+        return wanted
+
+    def everyone(self, found, allowed):
+        """The pairs (score, slot) of a walk, each first of equals followed by its twins; allowed slots only."""
+        if not self.others:
+            return found
+        pairs = ((score, slot) for score, first in found for slot in (first, *self.others.get(first, ())))
+        return [(score, slot) for score, slot in pairs if allowed is None or allowed[slot]]
+
+
+def flat_links(levels):
+    """The links {slot: slots} of all levels as four arrays of whole numbers, which a file can hold."""
+    nodes = [(slot, links) for level in levels for slot, links in level.items()]
+    flat = {"links": [near for _, links in nodes for near in links], "degrees": [len(links) for _, links in nodes]}
+    flat |= {"slots": [slot for slot, _ in nodes], "levels": [len(level) for level in levels]}
+    return {name: np.array(values, np.int32) for name, values in flat.items()}
+
+
+def links_of(arrays):
+    """The links of all levels from the arrays of `flat_links`."""
+    rows = np.split(arrays["links"], arrays["degrees"].cumsum()[:-1])
+    nodes = zip(arrays["slots"].tolist(), (row.tolist() for row in rows))
+    return [dict(islice(nodes, n)) for n in arrays["levels"].tolist()]
+
+
 class HNSWIndex(Index):
     """An index that walks a `SmallWorld`. M: links a newcomer makes on a level.
 
-    ef_construction, ef: how many candidates an insertion and a search keep. One thread at a time may add. Of equal
-    vectors only the first is in the graph; `twins` has the slots of the others by its slot.
+    ef_construction, ef: how many candidates an insertion and a search keep. One thread at a time may add.
     """
 
     SETTINGS = ("dim", "M", "ef_construction", "ef", "seed")
@@ -122,49 +167,29 @@ class HNSWIndex(Index):
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
         self.M, self.ef_construction, self.ef, self.seed = M, ef_construction, ef, seed
-        self.graph, self.twins, self._first = SmallWorld(M, ef_construction, seed), {}, {}
-
-    def _is_twin(self, slot):
-        """Whether an earlier slot has the same vector; it is then noted as its twin."""
-        first = self._first.setdefault(hash(self.vectors[slot].tobytes()), slot)
-        if first == slot or not np.array_equal(self.vectors[first], self.vectors[slot]):
-            return False
-        self.twins.setdefault(first, []).append(slot)
-        return True
+        self.graph, self.twins = SmallWorld(M, ef_construction, seed), Twins()
 
     def _insert(self, slots):
         for slot in slots:
-            if not self._is_twin(slot):
+            if not self.twins.take(self.vectors, slot):
                 self.graph.insert(self.vectors, slot)
-
-    def _with_firsts(self, allowed):
-        """`allowed`, and the first of equals wherever one of its twins is allowed."""
-        if allowed is None or not self.twins:
-            return allowed
-        wanted = allowed.copy()
-        for first, others in self.twins.items():
-            wanted[first] |= allowed[others].any()
-        return wanted
 
     def walk(self, query, ef, allowed=None, wanted=None):
         """The best `ef` pairs (score, slot) that a walk finds for a unit vector (dim,), best first.
 
-        allowed: bool by slot, or None for all; wanted: what `_with_firsts` makes of it, when that is known.
+        allowed: bool by slot, or None for all; wanted: what `Twins.wanted` makes of it, when that is known.
         """
         before, starts = self.graph.looked_at, self.graph.enter(self.vectors, query, 0)
-        wanted = self._with_firsts(allowed) if wanted is None else wanted
+        wanted = self.twins.wanted(allowed) if wanted is None else wanted
         found = self.graph.beam(0, self.vectors, query, starts, ef, wanted)
         self.looked_at += self.graph.looked_at - before
-        if not self.twins:
-            return found
-        everyone = ((score, slot) for score, first in found for slot in (first, *self.twins.get(first, ())))
-        return [(score, slot) for score, slot in everyone if allowed is None or allowed[slot]][:ef]
+        return self.twins.everyone(found, allowed)[:ef]
 
     def _nearest(self, queries, k, allowed):
         ef, n = max(self.ef, k), self.used if allowed is None else int(allowed.sum())
         if 2 * n * n <= ef * self.M * self.used:
             return self._scan(queries, k, allowed)
-        wanted = self._with_firsts(allowed)
+        wanted = self.twins.wanted(allowed)
         walks = [self.walk(query, ef, allowed, wanted)[:k] for query in queries]
         if min(map(len, walks)) < k:  # too few can be reached
             return self._scan(queries, k, allowed)
@@ -172,17 +197,9 @@ class HNSWIndex(Index):
         return found[..., 0].astype(np.float32), found[..., 1].astype(np.int64)
 
     def _state(self):
-        nodes = [(slot, links) for level in self.graph.links for slot, links in level.items()]
-        flat = {
-            "links": [near for _, links in nodes for near in links],
-            "degrees": [len(links) for _, links in nodes],
-        }
-        flat |= {"slots": [slot for slot, _ in nodes], "levels": [len(level) for level in self.graph.links]}
-        return {name: np.array(values, np.int32) for name, values in flat.items()}
+        return flat_links(self.graph.links)
 
     def _restore(self, arrays):
-        rows = np.split(arrays["links"], arrays["degrees"].cumsum()[:-1])
-        nodes = zip(arrays["slots"].tolist(), (row.tolist() for row in rows))
-        self.graph.links = [dict(islice(nodes, n)) for n in arrays["levels"].tolist()]
+        self.graph.links = links_of(arrays)
         for slot in range(self.used):
-            self._is_twin(slot)
+            self.twins.take(self.vectors, slot)
