@@ -277,9 +277,9 @@ def test_a_demanding_instruction_asks_for_all_that_its_story_has():
     for story in World.load().stories(40, 3):
         hard = demanding(story, Dice(1), PHRASES)
         assert hard.story == story.text and obeyed(hard, story.text)
-        assert 3 <= len(set(hard.checks["words"])) == len(hard.checks["words"]) <= 10
-        assert all(word in hard.prompt for word in hard.checks["words"])
-        assert not set(hard.checks["words"]) & set(PHRASES["held_out"]["place"])
+        could, words = set(story.facts["words"]) - set(PHRASES["held_out"]["place"]), hard.checks.get("words", [])
+        assert set(words) <= could and len(could) <= 2 * len(set(words)) == 2 * len(words)
+        assert all(word in hard.prompt for word in words)
         assert {"fewer", "more"} & hard.checks.keys()
         for name in ("place", "town"):
             value = story.facts.get(name)
@@ -294,7 +294,7 @@ def test_a_reading_says_all_that_the_instruction_asks_for():
         )
         assert rest == "" and asked == f"What must it have? {hard.prompt}<|end|>"
         checks = dict(hard.checks)
-        wanted = [*checks.pop("words"), *(str(value) for value in checks.values())]
+        wanted = [*checks.pop("words", ()), *(str(value) for value in checks.values())]
         assert all(value in said for value in wanted)
 
 
@@ -419,15 +419,15 @@ def listens():
     return load_model(asset_file("checkpoints/storyteller-sft.safetensors"))
 
 
-def test_the_shipped_model_obeys_more_than_the_base_model_and_hears_heroes_and_towns():
+def test_the_shipped_model_obeys_more_than_the_base_model_and_hears_heroes_towns_and_words():
     model, notes = listens()
     asked = instructions("validation")[-64:]
     told = answer(
         model, tokenizer(), [i.prompt for i in asked], temperature=0.3, generator=torch.Generator().manual_seed(1)
     )
     right = [obeyed(i, untitled(text)) for i, text in zip(asked, told, strict=True)]
-    assert np.mean(right) >= 0.3  # before, under 0.2; the goal of 0.8 is missed
-    for name, least in (("who", 0.9), ("town", 0.85)):
+    assert np.mean(right) >= 0.55  # before, under 0.2; the goal of 0.8 is missed
+    for name, least in (("who", 0.9), ("town", 0.85), ("words", 0.65)):
         assert np.mean([obeyed(i._replace(checks={name: i.checks[name]}), untitled(text))
                         for i, text in zip(asked, told, strict=True) if name in i.checks]) >= least  # fmt: skip
     assert asset_file("checkpoints/storyteller-sft.safetensors").stat().st_size <= 25e6

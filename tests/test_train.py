@@ -358,6 +358,7 @@ def test_other_files_are_refused(tmp_path):
         (lambda run: run | {"batches": new_run(seed=5)["batches"]}, r"seeds is \[1\] in the file, expected \[6\]"),
         (lambda run: run | {"batches": list(run["batches"])[:2]}, "steps an epoch is 5 in the file, expected 2"),
         (lambda run: run | {"patience": 3}, "best kept is false in the file, expected true"),
+        (lambda run: run | {"clip": 0.5}, "clip is null in the file, expected 0.5"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_and_nothing_changes(tmp_path, change, message):
@@ -399,7 +400,7 @@ def test_loading_for_use_leaves_the_random_numbers_alone(tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoilt():
     run = new_run()
     before = run["model"][0].weight.clone()
-    with pytest.raises(FloatingPointError, match="loss nan, gradients not finite: look at the batch"):
+    with pytest.raises(FloatingPointError, match="loss nan or a gradient not finite: look at the batch"):
         fit(**run | {"loss_fn": lambda model, batch: loss_fn(model, batch) * math.nan})
     assert torch.equal(run["model"][0].weight, before)
 
@@ -429,7 +430,7 @@ def test_what_is_not_finite_leaves_parameters_and_buffers_and_the_checkpoint(tmp
         value = loss_fn(model, [batch[0] * math.nan, batch[1]] if bad else batch)
         return spoil(loss_fn(model, batch) if bad and value.isnan() else value) if bad else value
 
-    with pytest.raises(FloatingPointError, match="gradients not finite"):
+    with pytest.raises(FloatingPointError, match="a gradient not finite"):
         fit(**run | {"loss_fn": loss}, checkpoint=tmp_path / "run")
     assert before
     for name, tensor in run["model"].state_dict().items():
@@ -506,6 +507,7 @@ def test_every_generator_of_the_loaders_is_saved_or_put_back(tmp_path, which):
     [
         ({"lr": 0.02}, "none", "lr of group 0 is 0.01 in the file, expected 0.02"),
         ({"weight_decay": 0.3}, "cosine", "weight_decay of group 0 is 0.01 in the file, expected 0.3"),
+        ({"betas": (0.5, 0.9)}, "cosine", r"betas of group 0 is \[0.9, 0.999\] in the file, expected \[0.5, 0.9\]"),
         ({}, "longer", "T_max of schedule is 25 in the file, expected 50"),
     ],
 )

@@ -43,7 +43,7 @@ def _generators(batches, *more):
 @contextmanager
 def looking(model, generators=()):
     """Within it, the model is in eval mode and no graph is recorded. Afterwards all modules' modes, torch's global
-    random state (the CPU's and the model's GPU's) and `generators` are as before; `random`, numpy.random are not."""
+    random state (the CPU's and a CUDA model's) and `generators` are as before; `random`, numpy.random are not."""
     modes, device = {module: module.training for module in model.modules()}, _device_of(model)
     states = [g.get_state() for g in generators]
     model.eval()
@@ -230,7 +230,7 @@ def train_step(model, batch, *, optimizer, loss_fn, scheduler=None, clip=None):
     if not math.isfinite(total):
         for b, old in zip(model.buffers(), buffers):
             b.copy_(old)
-        raise FloatingPointError(f"loss {value}, gradients not finite: look at the batch, or try a smaller lr")
+        raise FloatingPointError(f"loss {value:.3g} or a gradient not finite: look at the batch, or try a smaller lr")
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(trained, clip)
     optimizer.step()
@@ -241,11 +241,12 @@ def train_step(model, batch, *, optimizer, loss_fn, scheduler=None, clip=None):
 
 def _settings(optimizer, scheduler):
     """What was chosen for optimizer and scheduler, without what changes during a run."""
-    moving = {"params", "last_epoch", "T_cur", "T_i"} | ({"lr", "momentum", "betas"} if scheduler else set())
-    parts = {f"group {i}": group for i, group in enumerate(optimizer.param_groups)}
-    parts["schedule"] = scheduler.state_dict() if scheduler else {}
-    found = {f"{key} of {name}": part[key] for name, part in parts.items() for key in part.keys() - moving}
-    return {key: found[key] for key in sorted(found) if key[0] != "_"}
+    parts = {"schedule": scheduler.state_dict() if scheduler else {}}
+    parts |= {f"group {i}": group for i, group in enumerate(optimizer.param_groups)}
+    moving = {"params", "last_epoch", "T_cur", "T_i"} | ({"lr"} if scheduler else set())
+    moving |= {"momentum", "betas"} if "'cycle_momentum': True" in str(parts["schedule"]) else set()
+    found = {(name, key) for name, part in parts.items() for key in part.keys() - moving if key[0] != "_"}
+    return {f"{key} of {name}": parts[name][key] for name, key in sorted(found)}
 
 
 def fit(model, batches, *, optimizer, loss_fn, epochs, val_batches=None, scheduler=None, patience=None, clip=None,
@@ -263,10 +264,9 @@ def fit(model, batches, *, optimizer, loss_fn, epochs, val_batches=None, schedul
         raise ValueError(f"epochs and patience must be ≥ 1, patience needs val_batches; got {epochs}, {patience}")
     if checkpoint is not None and not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint))):
         raise ValueError(f"the folder of the checkpoint {checkpoint} does not exist: make it before you train")
-    generators = _generators(batches, *generators)
-    n = operator.length_hint(batches) or None  # steps an epoch; a stream has no length
+    generators, n = _generators(batches, *generators), operator.length_hint(batches) or None  # n: steps an epoch
     run = {"steps an epoch": n, "seeds": [g.initial_seed() for g in generators], "best kept": patience is not None}
-    run |= _settings(optimizer, scheduler)
+    run |= {"clip": clip} | _settings(optimizer, scheduler)
     rest, history, best = {"scheduler": scheduler, "generators": generators}, History(), None
     if checkpoint is not None and os.path.exists(checkpoint):
         notes, best = load_checkpoint(checkpoint, model, optimizer, expect=run, **rest)

@@ -102,6 +102,8 @@ def _check_rms_norm(answer):
         expect(_gradient(x, "x"), d / root - numbers * inner / root**3, f"the gradient of x for {given}")
         summed = (g * numbers / root).reshape(-1, shape[-1]).sum(0)
         expect(_gradient(weight, "weight"), summed, f"the gradient of weight for {given}")
+    y = answer(_leaf([[1e-3, 2e-3]]), _leaf([1.0, 1.0]))
+    expect(y.data, np.array([[1e-3, 2e-3]]) / np.sqrt(2.5e-6 + 1e-5), "x = [[0.001, 0.002]], eps not given")
     y = answer(_leaf(np.float32([[3.0, 4.0]])), _leaf(np.float32([1.0, 1.0])))
     if y.dtype != np.float32:
         raise Wrong(f"expected float32 for x and weight in float32, got {y.dtype}")
@@ -134,6 +136,7 @@ lesson.add(
         _layer_norm: "expected",
         _over_everything: "x of shape (2, 3)",
         (lambda x, weight, eps=1e-5: rms_norm(x, weight)): "x of shape (2,), eps = 0.5",
+        (lambda x, weight, eps=1e-3: rms_norm(x, weight, eps)): "eps not given",
         (lambda x, weight, eps=1e-5: x * (x * x).mean(axis=-1, keepdims=True) ** -0.5 * weight): "eps = 1e-05",
     },
 )  # fmt: skip
@@ -274,6 +277,13 @@ def _broken():
     def raises(a):
         return record(a.data * 1, (a,), (lambda g: g[len(a.data)],), "copy")
 
+    def cut(a, b):  # the gradient of b is lost
+        return a * b.data
+
+    def wrong_where_small(a):
+        w = np.array([100.0, 1, 1, 1])
+        return record(a.data * w, (a,), (lambda g: g * np.array([100.0, 1.1, 1.1, 1.1]),), "scaled")
+
     def wrong_shape(a):
         return record(a.data.sum(axis=0), (a,), (lambda g: np.tile(g, 3),), "sum")
 
@@ -291,6 +301,8 @@ def _broken():
         "a copy whose gradient is never too large": (too_small, n(size=4)),
         "a copy whose gradient is never too small": (too_large, n(size=4)),
         "an operation whose vjp raises an IndexError": (raises, n(size=4)),
+        "a product that loses the gradient of its second input": (cut, n(size=3), n(size=3)),
+        "a scaling that is wrong only where its slopes are small": (wrong_where_small, n(size=4)),
     }
 
 
@@ -340,7 +352,12 @@ def _farthest(grad, slopes):
     return np.abs(grad - slopes).max()
 
 
-def _detective(ones=False, first_only=False, absolute=False, in_place=False, compare=None):
+def _at_largest(grad, slopes):
+    at = np.abs(slopes).argmax()
+    return abs(grad.flat[at] - slopes.flat[at])
+
+
+def _detective(ones=False, first_only=False, absolute=False, in_place=False, used_only=False, compare=None):
     def wrong(f, *arrays):
         leaves = [Tensor(a, requires_grad=True) for a in arrays]
         y = f(*leaves)
@@ -350,6 +367,8 @@ def _detective(ones=False, first_only=False, absolute=False, in_place=False, com
         except Exception:
             return False
         for k, (array, leaf) in enumerate(zip(arrays, leaves, strict=True)):
+            if used_only and leaf.grad is None:
+                continue
             grad, slopes = np.zeros_like(array) if leaf.grad is None else leaf.grad, np.zeros_like(array)
             for i in np.ndindex(array.shape):
                 kept, ends = array[i], []
@@ -384,6 +403,8 @@ lesson.add(
         _detective(first_only=True): "forgotten",
         _detective(absolute=True): "0.00001",
         _detective(in_place=True): "left as they are",
+        _detective(used_only=True): "loses the gradient",
+        _detective(compare=_at_largest): "where its slopes are small",
         _detective(compare=lambda grad, slopes: abs(grad.sum() - slopes.sum())): "got True",
         _detective(compare=lambda grad, slopes: np.abs(np.sort(grad, None) - np.sort(slopes, None)).max()): "reverse",
         _detective(compare=lambda grad, slopes: np.abs(np.abs(grad) - np.abs(slopes)).max()): "wrong sign",

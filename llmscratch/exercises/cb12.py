@@ -214,6 +214,8 @@ def _check_accumulated(answer):
             alive.add(kept)
             return kept
 
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)  # left over from before: not to be used
         for step in (1, 2):
             other.zero_grad()
             loss = F.cross_entropy(twin(x), t)
@@ -222,9 +224,9 @@ def _check_accumulated(answer):
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
                 got = answer(model, pieces, optimizer)
             if isinstance(got, torch.Tensor):
-                raise Wrong(f"expected the loss as a float for {given}, got a tensor, which keeps its graph alive")
+                raise Wrong(f"expected the loss as a float for {given}, got a tensor, which keeps its graph's nodes")
             expect(got, loss.item(), f"the loss of step {step} with {given}")
-            cleared = " (are old gradients cleared?)" if step == 2 else ""
+            cleared = " (are old gradients cleared, before the first piece?)"
             for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
                 _expect_tensor(p.detach(), q.detach(), f"{name} after step {step} with {given}{cleared}")
         if forward_at_once != list(sizes) * 2:
@@ -324,6 +326,12 @@ def _never_zeroed(model, pieces, optimizer):
         optimizer.zero_grad = zero_grad
 
 
+def _zeroed_after(model, pieces, optimizer):
+    total = _never_zeroed(model, pieces, optimizer)
+    optimizer.zero_grad()
+    return total
+
+
 lesson.add(
     3, 2, "A large batch in small pieces", check=_check_accumulated,
     hints=["backward() adds to .grad. Zero it once before the pieces, and step once after them.",
@@ -333,7 +341,7 @@ lesson.add(
     wrong={_by_pieces: "pieces of 6, 3, 1", _undivided: "0.weight after step 1", _steps_each: "with pieces of 4, 4",
            _zeroed_inside: "0.weight after step 1", _all_at_once: "forward passes over",
            _all_graphs: "no graph of an earlier piece", _retained: "no graph of an earlier piece",
-           _never_zeroed: "are old gradients cleared"},
+           _never_zeroed: "are old gradients cleared", _zeroed_after: "are old gradients cleared"},
 )  # fmt: skip
 
 
@@ -381,7 +389,7 @@ def _check_mended(answer):
     if len(my_losses) != len(losses):
         raise Wrong(f"expected {len(losses)} losses, one a step, for {given}, got {len(my_losses)}")
     if any(isinstance(loss, torch.Tensor) for loss in my_losses):
-        raise Wrong("expected the losses as floats, got tensors: each keeps its whole graph alive")
+        raise Wrong("expected the losses as floats, got tensors: each keeps its graph's nodes alive")
     expect(my_losses[0], losses[0], f"the first loss of {given} (cross_entropy wants logits)")
     expect(my_losses[2], losses[2], f"the loss of step 3 of {given} (which gradients are used?)")
     first = len(batches)
@@ -472,6 +480,8 @@ def _check_ema_at(answer, decay):
         raise Wrong("expected ema.model to be a copy; it shares its parameters with the model")
     if any(p.requires_grad for p in ema.model.parameters()):
         raise Wrong("expected ema.model's parameters not to require gradients")
+    if any(module.training for module in ema.model.modules()):
+        raise Wrong("expected ema.model in eval mode from the start")
     wanted = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     x, t = _points(40, seed=3)
@@ -562,6 +572,13 @@ class _TrainMode(EMA):
         self.model, self.decay = copy.deepcopy(model).requires_grad_(False), decay
 
 
+class _LateEval(_TrainMode):
+    @torch.no_grad()
+    def update(self, model):
+        super().update(model)
+        self.model.eval()
+
+
 lesson.add(
     5, 3, "The average of a training", check=_check_ema,
     hints=["copy.deepcopy copies a module with all its tensors; eval() and requires_grad_(False) return the module.",
@@ -569,5 +586,6 @@ lesson.add(
            "Walk buffers() of both models in parallel and copy_ them."],
     solution=EMA,
     wrong={_Alias: "shares its parameters", _NoBuffers: "the buffer", _TurnedAround: "after update 1",
-           _TrainMode: "in eval mode", _SharedBuffers: "to be copied", _OneDecay: "decay 0.5", _Trains: "in its mode"},
+           _TrainMode: "in eval mode", _LateEval: "from the start",
+           _SharedBuffers: "to be copied", _OneDecay: "decay 0.5", _Trains: "in its mode"},
 )  # fmt: skip

@@ -11,8 +11,9 @@ from llmscratch.kit.paths import data_file
 class Story(NamedTuple):
     """A story; bits: −log₂ of its probability under the generator; facts: what is true in it, such as "who".
 
-    Every story has the facts "plot", "who", "kind", "trait", "ends", "lesson", and "words", a list of three words that
-    stand in the text; "place", "town", "friend" and others are there when they play a part. See data/stories_train.md.
+    Every story has the facts "plot", "who", "kind", "trait", "ends", "lesson", and "words", a list of words that were
+    drawn and stand in the text; "place", "town", "friend" and others are there when they play a part. See
+    data/stories_train.md.
     """
 
     text: str

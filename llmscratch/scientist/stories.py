@@ -15,7 +15,7 @@ from llmscratch.kit.paths import data_file
 from llmscratch.kit.templates import Fact, Form, OneOf, Parts, Words, read_world
 from llmscratch.scientist.programs import Choice, Sequence, Telling, Text, Total, Value, Variable
 
-__all__ = ["Story", "World", "build", "chooses", "content_words", "program", "with_facts"]
+__all__ = ["Story", "World", "build", "chooses", "drawn_words", "program", "with_facts"]
 
 
 def build(tree, cast, done):
@@ -78,12 +78,13 @@ class Story:
         return -self.log_prob / math.log(2)
 
 
-def content_words(text):
-    """Three words of the text, lower case and different: the longest of its first, second and last third."""
-    found = re.findall(r"(?<![\w'-])(?!any|every|some|noth)[a-z]{4,}(?![\w'-])", text)
-    found = list(dict.fromkeys(found))
-    thirds = [found[len(found) * i // 3 : len(found) * (i + 1) // 3] for i in range(3)]
-    return [max(third, key=len) for third in thirds if third]
+def drawn_words(text, cast):
+    """The members of a cast that are a single small word and stand in the text, in the order in which they do.
+
+    Each could have been another one, so it can be asked for: "curious", "purple", "spider".
+    """
+    names = {next(iter(entry.values())) for entry in cast.values() if isinstance(entry, dict)}
+    return [word for word in dict.fromkeys(re.findall(r"(?<![\w'-])[a-z]{3,}(?![\w'-])", text)) if word in names]
 
 
 def with_facts(text, log_prob, cast, facts):
@@ -96,7 +97,7 @@ def with_facts(text, log_prob, cast, facts):
         said, after, _ = next(node.match(None, "", cast, 0.0))  # a fact holds no choice: its one wording
         if len(after) == len(cast):  # nothing had to be drawn for it
             known.setdefault(key, said)
-    return Story(text, log_prob, known | {"words": content_words(text)})
+    return Story(text, log_prob, known | {"words": drawn_words(text, cast)})
 
 
 class World:

@@ -79,17 +79,18 @@ def _stands(words, text):
     return re.search(rf"(?<![\w-]){re.escape(words)}(?![\w-])", text) is not None
 
 
-def constraints(story, dice):
+def constraints(story, dice, apart=()):
     """What one could ask for so that this story is an answer: {constraint: checks}; drawn where there is a choice.
 
-    story: anything with `text` and `facts`.
+    story: anything with `text` and `facts`; apart: words that are not asked for as mere words.
     """
     facts, n = story.facts, len(story.text.split())
     can = {key: {key: facts[key]} for key in ("place", "town") if _stands(facts.get(key, "?"), story.text)}
     if _stands(facts["who"], story.text) and _stands(facts["kind"], story.text):
         can = {"who": {"who": facts["who"], "kind": facts["kind"]}} | can
-    can["words"] = {"words": dice.some(facts["words"], dice.between(1, len(facts["words"])))}
-    spare = 10 * dice.between(0, 2)
+    if words := [word for word in facts["words"] if word not in apart]:
+        can["words"] = {"words": dice.some(words, dice.between(1, min(3, len(words))))}
+    spare = 10 * dice.between(0, 3)
     short, long = {"fewer": 10 * (n // 10 + 1) + spare}, {"more": 10 * ((n - 1) // 10) - spare}
     can["length"] = short if dice.random() < 0.7 else long
     ends = re.split(r"(?<=[.!?]) ", story.text)[-1]
@@ -141,7 +142,7 @@ def make_instructions(stories, n, seed, *, held_out=False):
         raise ValueError(f"{n} instructions need {n} stories, at most one each; only {len(chosen)} may be used")
     made = []
     for story, asked in chosen[:n]:
-        can = constraints(story, dice)
+        can = constraints(story, dice, phrases["held_out"]["place"])
         others = [key for key in can if key not in asked]
         more = dice.between(0, 2) if asked else dice.between(1, 4)
         asked = [*asked, *dice.some(others, min(more, len(others)))]
