@@ -70,7 +70,7 @@ from llmscratch.scientist.llama import Llama, LlamaConfig, load
 from llmscratch.scientist.tasks import almanac as make_almanac
 
 SOME = ["oak", "elm", "bell", "bells", "mill", "the", "how", "of", "raven", "river"]
-RECALL = 0.75  # of forty questions about Python, in any Python that has them; measured with 3.11: 0.82
+RECALL = 0.8  # of eighty questions about Python, in any Python that has them; measured with 3.11: 0.85
 WORDS = st.lists(st.sampled_from(SOME), max_size=12)
 
 
@@ -192,14 +192,15 @@ def test_the_documentation_in_passages():
 def test_questions_about_python_know_where_they_are_answered():
     docs, asked = python_docs(), {split: python_questions(split) for split in ("development", "test")}
     for split, questions in asked.items():
-        assert Counter(question.kind for question in questions) == {"own words": 9, "name": 11}
+        own, name = {"development": (9, 11), "test": (27, 33)}[split]
+        assert Counter(question.kind for question in questions) == {"own words": own, "name": name}
         assert all(question.split == split for question in questions)
         for question in questions:
             assert {chapter for chapter, _ in question.answers} <= set(CHAPTERS)
             for answer in question.answers:  # the words stand where they should, and hardly anywhere else
                 alone = question._replace(answers=[answer])
                 assert 1 <= sum(alone.answered_by(passage) for passage in docs) <= 2, answer
-    assert len({question.text for questions in asked.values() for question in questions}) == 40
+    assert len({question.text for questions in asked.values() for question in questions}) == 80
     question = PythonQuestion("test", "name", "?", [["power", "the __pow__() method"]])
     assert question.answered_by(Passage("power", 'Write "The __pow__" method.'))
     for source, text in (("binary", "the __pow__() method"), ("power", "the __pow__ methods"), ("power", "pow")):

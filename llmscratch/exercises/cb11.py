@@ -1,7 +1,9 @@
 """Exercises of CB 11, PyTorch's tensors and autograd."""
 
+import copy
 import math
 import random
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -131,11 +133,17 @@ def _check_quantise(answer):
             w = torch.tensor(numbers, dtype=kind, requires_grad=True)
             given = f"w = {numbers} ({kind}), scale = {scale}"
             got = answer(w, scale)
+            if w.tolist() != torch.tensor(numbers, dtype=kind).tolist():
+                raise Wrong(f"expected w to be left as it was for {given}, got {w.tolist()}")
             _equal(got, torch.tensor(rounded, dtype=kind), given)
             if not got.requires_grad:
                 raise Wrong(f"expected a result that a gradient can pass for {given}, got one without a graph")
+            answer(-3 * w.detach()[:2], scale)  # a second call must not disturb the backward pass of the first
             weights = torch.arange(1.0, len(numbers) + 1, dtype=kind)
-            (got * weights).sum().backward()
+            incoming = weights.clone()
+            got.backward(incoming)
+            if not torch.equal(incoming, weights):
+                raise Wrong("expected the incoming gradient to be left as it was; others may read it, too")
             if w.grad is None:
                 raise Wrong(f"expected a gradient to reach w for {given}, got none")
             _equal(w.grad, weights * torch.tensor(passes, dtype=kind), f"the gradient of Σ i·quantise(w)ᵢ at {given}")
@@ -189,6 +197,49 @@ def _clamped_at_the_half(w, scale):
     return w + (scale * torch.round(w / scale).clamp(-127, 127) - w).detach()
 
 
+def _writes_into_w(w, scale):
+    class Quantise(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            steps = w.div_(scale).round_()
+            ctx.save_for_backward(steps.abs() <= 127)
+            return scale * steps.clamp(-127, 127)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * ctx.saved_tensors[0]
+
+    return Quantise.apply(w)
+
+
+class _MaskOnTheClass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w, scale):
+        steps = torch.round(w / scale)
+        _MaskOnTheClass.inside = steps.abs() <= 127
+        return scale * steps.clamp(-127, 127)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * _MaskOnTheClass.inside, None
+
+
+def _writes_into_the_gradient(w, scale):
+    class Quantise(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            steps = torch.round(w / scale)
+            ctx.save_for_backward(steps.abs() > 127)
+            return scale * steps.clamp(-127, 127)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            gradient[ctx.saved_tensors[0]] = 0
+            return gradient
+
+    return Quantise.apply(w)
+
+
 def _always_float64(w, scale):
     return quantise(w.double(), scale)
 
@@ -202,56 +253,54 @@ lesson.add(
     wrong={
         _no_estimator: "the gradient of", _all_through: "the gradient of", _unit_gradient: "the gradient of",
         _range_of_int8: "scale = 0.125", _clamped_at_the_half: "scale = 0.125",
-        _always_float64: "expected torch.float32",
+        _always_float64: "expected torch.float32", _writes_into_w: "expected w to be left as it was",
+        _MaskOnTheClass.apply: "stopped with RuntimeError", _writes_into_the_gradient: "incoming gradient",
     },
 )  # fmt: skip
 
 
 class _Probe(torch.nn.Module):
-    """A model with a part of its own mode, that notes whether it is asked under recording and in evaluation mode."""
+    """A model with a part of its own mode, two levels down, that notes in which mode it is asked."""
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor([[1.0, -0.5, 0.25], [0.5, 1.0, -1.0]]))
-        self.part = torch.nn.Dropout()
-        self.recorded = self.trained = False
+        self.part = torch.nn.Sequential(torch.nn.Dropout())
+        self.trained = False
 
     def forward(self, x):
-        out = self.part(x) @ self.weight
-        self.recorded |= out.requires_grad
-        self.trained |= self.training or self.part.training
-        return out
+        self.trained |= any(module.training for module in self.modules())
+        return self.part(x) @ self.weight
 
 
 def _check_evaluate(answer):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(10, 2, generator=generator), torch.arange(10) % 3
     names = {True: "training", False: "evaluation"}
-    for modes in ((True, True), (False, False), (True, False)):
+    for modes, outer in product(((True, True), (False, False), (True, False)), (True, False)):
         model = _Probe().train(modes[0])
-        model.part.train(modes[1])
+        model.part[0].train(modes[1])
         given = f"10 examples in batches of 4, 4 and 2, the model in {names[modes[0]]} mode"
         given += f" and its part in {names[modes[1]]} mode" * (modes[0] != modes[1])
-        before = torch.is_grad_enabled()
-        try:
-            got = answer(model, ((x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)))
+        given += ", called under torch.no_grad()" * (not outer)
+        batches = ((x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8))
+        with torch.set_grad_enabled(outer):
+            got, saved = _saved(lambda model=model, batches=batches: answer(model, batches))
             after = torch.is_grad_enabled()
-        finally:
-            torch.set_grad_enabled(before)
         if type(got) is not float:
             what = "a tensor" if isinstance(got, torch.Tensor) else f"{got!r} ({type(got).__name__})"
             raise Wrong(f"expected a plain float for {given}, got {what}")
         if model.trained:
             raise Wrong(f"expected the model to compute in evaluation mode for {given}; call model.eval() first")
         expect(got, F.cross_entropy(x @ model.weight.detach(), y).item(), given, rtol=1e-5)
-        if model.recorded:
-            raise Wrong(f"expected nothing to be recorded for {given}, but the model's output required a gradient")
-        if (model.training, model.part.training) != modes:
+        if saved:
+            raise Wrong(f"expected nothing to be recorded for {given}, but a graph put tensors aside")
+        if (model.training, model.part.training, model.part[0].training) != (modes[0], modes[0], modes[1]):
             raise Wrong(f"expected every module to be left in the mode in which it came, for {given}")
-        if after != before:
-            raise Wrong(
-                "expected recording to be as before; use torch.no_grad() by `with` or as a decorator"
-            )
+        if after != outer:
+            raise Wrong("expected recording to be as before; use torch.no_grad() by `with` or as a decorator")
+        if not model.weight.requires_grad:
+            raise Wrong("expected the parameters to require a gradient afterwards, as before")
 
 
 @torch.no_grad()
@@ -281,6 +330,30 @@ def _one_mode_for_all(model, batches):
 def _recording_left_off(model, batches):
     torch.set_grad_enabled(False)
     return evaluate(model, batches)
+
+
+def _recording_switched_on(model, batches):
+    torch.set_grad_enabled(False)
+    result = evaluate(model, batches)
+    torch.set_grad_enabled(True)
+    return result
+
+
+def _a_copy_that_records(model, batches):
+    return evaluate.__wrapped__(copy.deepcopy(model), batches)
+
+
+def _freezes_the_weights(model, batches):
+    return evaluate.__wrapped__(model.requires_grad_(False), batches)
+
+
+@torch.no_grad()
+def _one_level_of_modes(model, batches):
+    modes = {module: module.training for module in (model, *model.children())}
+    result = evaluate(model.eval(), batches)
+    for module, mode in modes.items():
+        module.training = mode
+    return result
 
 
 @torch.no_grad()
@@ -320,6 +393,8 @@ lesson.add(
         _still_records: "nothing to be recorded", _mean_of_means: "batches of 4, 4 and 2",
         _always_trains_after: "the mode in which it came", _still_a_tensor: "got a tensor",
         _one_mode_for_all: "its part in evaluation mode", _recording_left_off: "recording to be as before",
+        _recording_switched_on: "recording to be as before", _a_copy_that_records: "nothing to be recorded",
+        _freezes_the_weights: "require a gradient afterwards", _one_level_of_modes: "the mode in which it came",
     },
 )  # fmt: skip
 
@@ -331,10 +406,13 @@ def _has_tensor(value):
 
 
 def _check_swish(answer):
-    points = torch.tensor([-30.0, -1.0, -0.5, 0.0, 0.3, 2.0, 30.0], dtype=torch.float64, requires_grad=True)
+    points = torch.tensor([-1000.0, -1, -0.5, 0, 0.3, 2, 1000], dtype=torch.float64, requires_grad=True)
     given = f"x = {points.tolist()}"
     got = answer(points)
     _equal(got, F.silu(points), given)
+    if got.requires_grad:
+        (slope,) = torch.autograd.grad(got.sum(), points)
+        _equal(slope, torch.autograd.grad(F.silu(points).sum(), points)[0], f"the slope at {given}")
     x = torch.linspace(-2, 2, 500, requires_grad=True) * 1.0
     y, saved = _saved(lambda: answer(x))
     if saved and x.data_ptr() not in saved and sum(saved.values()) == x.nbytes:
@@ -387,7 +465,8 @@ def _swish_of_a_copy(x):
 
         @staticmethod
         def backward(ctx, gradient):
-            return gradient
+            s = torch.sigmoid(ctx.saved_tensors[0])
+            return gradient * (s + ctx.saved_tensors[0] * s * (1 - s))
 
     return Swish.apply(x)
 
@@ -422,6 +501,26 @@ def _swish_half_a_product_rule(x):
     return Swish.apply(x)
 
 
+def _swish_overflows(x):
+    return x * torch.exp(x) / (1 + torch.exp(x))
+
+
+def _swish_slope_overflows(x):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x / (1 + torch.exp(-x))
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            e = torch.exp(-x)
+            return gradient * (1 + e + x * e) / (1 + e) ** 2
+
+    return Swish.apply(x)
+
+
 def _swish_once(x):
     class Swish(torch.autograd.Function):
         @staticmethod
@@ -444,7 +543,8 @@ lesson.add(
            "The product rule: (x σ)' = σ + x σ (1 − σ). Multiply by the incoming gradient."],
     solution=swish,
     wrong={
-        _swish_recorded: "only x, of 2,000 bytes", _swish_half_a_product_rule: "expected gradcheck to accept",
+        _swish_recorded: "only x, of 2,000 bytes", _swish_half_a_product_rule: "the slope at",
+        _swish_overflows: "x = [-1000.0", _swish_slope_overflows: "the slope at",
         _swish_once: "expected gradgradcheck to accept", F.silu: "of your own",
         _swish_of_a_copy: "got a copy of it", _swish_on_ctx: "got one in ctx.sigmoid",
     },
@@ -464,6 +564,8 @@ def _view_cases():
     yield x[:1].expand(6), (2, 3)
     yield x[:6].view(6, 1).expand(6, 4), (6, 2, 2)
     yield x[:1].view(1, 1), ()
+    yield x[:1].view(1, 1).expand(3, 4), (12,)
+    yield x[:1].view(1, 1).expand(3, 4), (2, 6)
     rng = random.Random(0)
     for _ in range(400):
         sizes = [rng.choice((1, 2, 2, 3, 4)) for _ in range(rng.randint(1, 4))]
@@ -576,6 +678,12 @@ def _ones_are_borders(shape, stride, new_shape):
     return tuple(reversed(new_stride))
 
 
+def _stretched_are_borders(shape, stride, new_shape):
+    if sum(s == 0 and n > 1 for n, s in zip(shape, stride, strict=True)) > 1:
+        return None
+    return view_stride(shape, stride, new_shape)
+
+
 lesson.add(
     6, 3, "When is a view possible?", check=_check_view_stride,
     hints=["First pass, over the old axes: keep a list of groups, each with its number of elements and the stride of "
@@ -587,6 +695,6 @@ lesson.add(
     solution=view_stride,
     wrong={
         _always_contiguous: "since .view refuses", _only_if_contiguous: "expected", _ones_are_borders: "new shape",
-        _asks_torch: "plain Python",
+        _asks_torch: "plain Python", _stretched_are_borders: "stride (0, 0)",
     },
 )  # fmt: skip

@@ -64,7 +64,7 @@ def python_recall(by: str, most: int = 150, split: str = "test") -> float:
     return float(np.mean([any(q.answered_by(f.passage) for f in r) for q, r in zip(questions, found, strict=True)]))
 
 
-@row("4E05: recall@5, twenty test questions about Python, both; theirs: the goal", at_least=1, unit="of 1")
+@row("4E05: recall@5, sixty test questions about Python, both; theirs: the goal", at_least=1, unit="of 1")
 def python_both() -> Race:
     return once(python_recall("both"), 0.85)
 
