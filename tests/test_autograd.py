@@ -92,6 +92,9 @@ def test_refuses_what_has_no_finite_answer():
             make()
     with pytest.raises(OverflowError, match=r"exp\(1000\) is too large"):
         Value(1000.0).exp()
+    for make in (lambda: Value(1e200) ** 2, lambda: 2 ** Value(2000.0), lambda: Value(1e-200) ** -1):
+        with pytest.raises(OverflowError, match=r"\*\* .*: the result or its slope is too large"):
+            make()
 
 
 def test_edges_of_powers_quotients_and_relu():
@@ -114,6 +117,9 @@ def test_edges_of_powers_quotients_and_relu():
 
 def test_comparisons_look_at_the_data():
     assert Value(1.0) < 2 and Value(3.0) > Value(2.0) and not Value(3.0) < 2
+    assert Value(2.0) <= 2 and Value(3.0) >= Value(3.0) and not Value(3.0) <= 2 and not Value(1.0) >= 2
+    nan = Value(math.nan)
+    assert not (nan <= 1.0 or nan >= 1.0)
     assert max([Value(1.0), Value(3.0), Value(2.0)]).data == 3.0
 
 
@@ -240,6 +246,13 @@ def test_sigmoid_does_not_overflow():
         y.backward()
         assert y.data == expected
         assert math.isfinite(x.grad)
+
+
+def test_the_slope_of_tanh_keeps_its_digits_far_out():
+    for number in (-19.0, -1.0, 0.0, 0.3, 15.0, 300.0):
+        x = Value(number)
+        x.tanh().backward()
+        assert x.grad == pytest.approx(1 / math.cosh(number) ** 2, rel=1e-13)
 
 
 def test_order_puts_every_user_first():

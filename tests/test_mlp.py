@@ -88,20 +88,38 @@ def test_bad_sizes_and_inputs_are_named():
     model = MLP([4, 2], rng)
     with pytest.raises(ValueError, match=r"X must be \(B, 4\); got \(3, 5\)"):
         model.forward(np.zeros((3, 5)))
-    with pytest.raises(ValueError, match="same length; got 3 and 2"):
+    with pytest.raises(ValueError, match="same length, at least 1; got 3 and 2"):
         train_epoch(model, np.zeros((3, 4)), np.zeros(2, dtype=int), lr=0.1, batch_size=2, rng=rng)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         train_epoch(model, np.zeros((3, 4)), np.zeros(3, dtype=int), lr=0.1, batch_size=0, rng=rng)
+    for lr in (-0.5, 0, np.nan):
+        with pytest.raises(ValueError, match="lr positive and finite"):
+            train_epoch(model, np.zeros((3, 4)), [0, 1, 0], lr=lr, batch_size=2, rng=rng)
+    with pytest.raises(ValueError, match="at least 1; got 0 and 0"):
+        train_epoch(model, np.zeros((0, 4)), [], lr=0.1, batch_size=2, rng=rng)
     with pytest.raises(ValueError, match="15 pixels are not a square"):
         shift_and_turn(np.zeros((2, 15)), rng)
+    for bad in ({"shift": np.nan}, {"degrees": np.inf}, {"shift": -1}):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            shift_and_turn(np.zeros((2, 16)), rng, **bad)
+
+
+def test_lists_are_arrays():
+    assert cross_entropy([[0.0, 1.0]], [0])[0] == pytest.approx(np.log(1 + np.e))
+    model = MLP([4, 2], np.random.default_rng(0))
+    assert len(model.forward([[0.0, 1, 2, 3]])) == 2
+    assert train_epoch(model, np.ones((3, 4)), [0, 1, 0], lr=0.1, batch_size=2, rng=np.random.default_rng(0)) > 0
 
 
 def test_a_loss_that_explodes_is_said():
     model, rng = MLP([4, 8, 2], np.random.default_rng(0)), np.random.default_rng(1)
     X, y = rng.normal(size=(40, 4)).astype(np.float32), rng.integers(0, 2, size=40)
-    with pytest.raises(FloatingPointError, match="a smaller lr than"), np.errstate(all="ignore"):
+    with pytest.raises(FloatingPointError, match="try a smaller lr than"), np.errstate(all="ignore"):
         for _ in range(50):
             train_epoch(model, X, y, lr=1e20, batch_size=4, rng=rng)
+    model.W[0][:] = np.nan
+    with pytest.raises(FloatingPointError, match="logits are nan"):
+        accuracy(model, X, y)
 
 
 def test_pictures_move_by_what_was_drawn():

@@ -128,10 +128,13 @@ class Operators(Node):
         n = exponent._data if recorded else real(exponent, "the exponent")
         if a < 0 and (recorded or not n.is_integer()) or a == 0 and (recorded or n < 0):
             raise ValueError(f"{a:g} ** {n:g}: a base > 0 is needed here for the result and its slopes to exist")
-        slope = 0.0 if n == 0 else math.inf if a == 0 and n < 1 else n * a ** (n - 1)
+        try:
+            y, slope = a**n, 0.0 if n == 0 else math.inf if a == 0 and n < 1 else n * a ** (n - 1)
+        except OverflowError:
+            raise OverflowError(f"{a:g} ** {n:g}: the result or its slope is too large for a float") from None
         if recorded:
-            return record(a**n, (self, exponent), (slope, a**n * math.log(a)), "**")
-        return record(a**n, (self,), (slope,), f"**{n:g}")
+            return record(y, (self, exponent), (slope, y * math.log(a)), "**")
+        return record(y, (self,), (slope,), f"**{n:g}")
 
     def __neg__(self):
         return record(-self._data, (self,), (-1.0,), "neg")
@@ -153,6 +156,12 @@ class Operators(Node):
     def __gt__(self, other):
         return self._data > (other._data if isinstance(other, Node) else other)
 
+    def __le__(self, other):
+        return self._data <= (other._data if isinstance(other, Node) else other)
+
+    def __ge__(self, other):
+        return self._data >= (other._data if isinstance(other, Node) else other)
+
 
 class Value(Operators):
     """A scalar that records the operations it goes through, so that backward() can differentiate the result."""
@@ -173,8 +182,9 @@ class Value(Operators):
         return record(math.log(self._data), (self,), (1 / self._data,), "log")
 
     def tanh(self):
-        y = math.tanh(self._data)
-        return record(y, (self,), (1 - y * y,), "tanh")
+        small = math.exp(-2 * abs(self._data))
+        slope = 4 * small / (1 + small) ** 2  # 1 − y², without the loss of digits when y is near ±1
+        return record(math.tanh(self._data), (self,), (slope,), "tanh")
 
     def sigmoid(self):
         """1 / (1 + exp(−x)), without overflow for any x."""

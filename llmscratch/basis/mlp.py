@@ -11,7 +11,7 @@ __all__ = ["MLP", "accuracy", "cross_entropy", "log_softmax", "shift_and_turn", 
 
 def log_softmax(logits):
     """Logarithms of the softmax over the last axis, without overflow for logits of any size. Same shape as `logits`."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted = np.asarray(logits) - np.max(logits, axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
@@ -21,7 +21,7 @@ def cross_entropy(logits, targets):
     targets: integers in 0..C-1. Returns (loss, dlogits): a number in nats, and an array (B, C) in the logits' dtype.
     Raises ValueError when the shapes do not fit or a target is out of range.
     """
-    targets = np.asarray(targets)
+    logits, targets = np.asarray(logits), np.asarray(targets)
     if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
         shapes = f"got {logits.shape} and {targets.shape}"
         raise ValueError(f"logits must be (B, C) and targets (B,), with at least one example; {shapes}")
@@ -60,6 +60,7 @@ class MLP:
 
     def forward(self, X):
         """Activations of every layer for X (B, in), in the weights' dtype: [X, A1, …, logits], the last (B, out)."""
+        X = np.asarray(X)
         if X.ndim != 2 or X.shape[1] != self.W[0].shape[1]:
             raise ValueError(f"X must be (B, {self.W[0].shape[1]}); got {X.shape}")
         A = [X.astype(self.W[0].dtype, copy=False)]
@@ -86,20 +87,22 @@ class MLP:
 
 
 def train_epoch(model, X, y, *, lr, batch_size, rng):
-    """One epoch of mini-batch SGD over X (N, in), y (N,), in a random order; changes the model. Returns the mean loss.
+    """One epoch of mini-batch SGD over X (N, in), y (N,), in a random order; changes the model.
 
+    Returns the mean of the batches' losses, each taken before its own step: the model at the end is usually better.
     Raises FloatingPointError when the loss stops being finite (usually: lr is much too large).
     """
-    if len(X) != len(y):
-        raise ValueError(f"X and y must have the same length; got {len(X)} and {len(y)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    y = np.asarray(y)
+    if len(X) != len(y) or not len(X):
+        raise ValueError(f"X and y must have the same length, at least 1; got {len(X)} and {len(y)}")
+    if batch_size < 1 or not 0 < lr < np.inf:
+        raise ValueError(f"batch_size must be at least 1, lr positive and finite; got {batch_size} and {lr}")
     order, total = rng.permutation(len(X)), 0.0
     for start in range(0, len(X), batch_size):
         batch = order[start : start + batch_size]
         loss, gradients = model.loss_and_gradients(X[batch], y[batch])
         if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss}; a smaller lr than {lr} may help")
+            raise FloatingPointError(f"the loss became {loss}; look for nan in X, or try a smaller lr than {lr}")
         for p, g in zip(model.parameters(), gradients):
             g *= lr  # in place: the gradients are ours, and no new array is made
             p -= g
@@ -108,23 +111,29 @@ def train_epoch(model, X, y, *, lr, batch_size, rng):
 
 
 def accuracy(model, X, y):
-    """The share, from 0 to 1, of the rows of X (N, in) whose largest logit stands at their label y (N,)."""
+    """The share, from 0 to 1, of the rows of X (N, in) whose largest logit stands at their label y (N,).
+
+    Raises FloatingPointError when a logit is nan.
+    """
     if np.shape(y) != (len(X),) or not len(X):
         raise ValueError(
             f"y must hold one label for each of at least one row; got {np.shape(y)} for {len(X)} rows"
         )
-    return float((model.forward(X)[-1].argmax(axis=1) == y).mean())
+    logits = model.forward(X)[-1]
+    if np.isnan(logits).any():
+        raise FloatingPointError("the logits are nan: the training has diverged, or X holds nan")
+    return float((logits.argmax(axis=1) == y).mean())
 
 
 def shift_and_turn(X, rng, *, shift=2.0, degrees=12.0):
     """Each picture of X (N, side²) shifted by up to ±shift pixels each way and turned by up to ±degrees, at random.
 
     Bilinear interpolation; what comes from outside the picture is 0. Same shape and dtype as X.
-    Raises ValueError when X is not (N, side²) of float32 or float64, or a range is negative.
+    Raises ValueError when X is not (N, side²) of float32 or float64, or a range is negative or not finite.
     """
-    if X.ndim != 2 or X.dtype not in (np.float32, np.float64) or min(shift, degrees) < 0:
+    if X.ndim != 2 or X.dtype not in (np.float32, np.float64) or not all(0 <= r < np.inf for r in (shift, degrees)):
         raise ValueError(
-            "X must be (N, side²), float32 or float64, and shift and degrees not negative; "
+            "X must be (N, side²), float32 or float64, and shift and degrees finite and not negative; "
             f"got {X.shape} {X.dtype}, shift {shift}, degrees {degrees}"
         )
     n, side = len(X), round(X.shape[1] ** 0.5)

@@ -116,7 +116,7 @@ class PythonQuestion(NamedTuple):
 
 
 def python_questions(split):
-    """The twenty questions of data/python_questions.toml whose split is "development" or "test"."""
+    """The questions of data/python_questions.toml whose split is "development" (twenty) or "test" (sixty)."""
     with open(data_file("python_questions.toml"), "rb") as file:
         asked = [PythonQuestion(**question) for question in tomllib.load(file)["questions"]]
     if split not in {question.split for question in asked}:

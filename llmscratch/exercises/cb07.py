@@ -84,6 +84,8 @@ def _check_delta(answer):
         expect(answer(z, y), 1 / (1 + np.exp(-z)) - y, "z = [-2, 0.5, 3], y = [0, 1, 1]")
         z, y = np.array([800.0, -800.0]), np.array([0.0, 1.0])
         expect(answer(z, y), np.array([1.0, -1.0]), "z = [800, −800], y = [0, 1]")
+        z, y = np.array([-18.0, 18.0]), np.array([0.0, 1.0])
+        expect(answer(z, y), np.array([1, -1]) / (1 + np.exp(18.0)), "z = [-18, 18], y = [0, 1]")
         rng = np.random.default_rng(1)
         z, y = rng.normal(size=(4, 3)), rng.uniform(size=(4, 3))
         expect(answer(z, y), 1 / (1 + np.exp(-z)) - y, "a random z of shape (4, 3) and targets between 0 and 1")
@@ -91,7 +93,12 @@ def _check_delta(answer):
 
 def delta_cross_entropy(z, y):
     # dC/da = (a − y) / (a (1 − a)), and da/dz = a (1 − a): the two cancel
-    return 1 / (1 + np.exp(-z)) - y
+    return 0.5 * (1 + np.tanh(0.5 * z)) - y  # the sigmoid, without overflow
+
+
+def _clipped(z, y):
+    a = np.clip(1 / (1 + np.exp(-z)), 1e-7, 1 - 1e-7)
+    return (a - y) / (a * (1 - a)) * a * (1 - a)
 
 
 def _uncancelled(z, y):
@@ -111,6 +118,7 @@ lesson.add(
     solution=delta_cross_entropy,
     wrong={
         _uncancelled: "z = [800, −800]",
+        _clipped: "z = [-18, 18]",
         _squared_error: "expected [-0.5] for z = [0]",
         (lambda z, y: y - 1 / (1 + np.exp(-z))): "expected [-0.5] for z = [0]",
     },

@@ -49,7 +49,9 @@ def _check_smoothing(answer):
         ("logits [[0, 1, 2, 3]], y = [0], eps = 0.2", np.array([[0.0, 1, 2, 3]]), np.array([0]), 0.2),
         ("random logits (6, 5), eps = 0.1", rng.normal(size=(6, 5)), rng.integers(0, 5, size=6), 0.1),
         ("logits [[1000, 0, −1000]], y = [2], eps = 0.1", np.array([[1000.0, 0, -1000]]), np.array([2]), 0.1),
-    ]
+        ("logits [[1000, 0], [−1000, −1001]], y = [0, 1], eps = 0.1", np.array([[1000.0, 0], [-1000, -1001]]),
+         np.array([0, 1]), 0.1),
+    ]  # fmt: skip
     for given, logits, y, eps in cases:
         target = np.full_like(logits, eps / logits.shape[1])
         target[np.arange(len(y)), y] += 1 - eps
@@ -64,7 +66,7 @@ def _check_smoothing(answer):
 
 def smoothed_cross_entropy(logits, y, eps):
     n, classes = logits.shape
-    target = np.full_like(logits, eps / classes)
+    target = np.full(logits.shape, eps / classes)
     target[np.arange(n), y] += 1 - eps
     shifted = logits - logits.max(axis=1, keepdims=True)
     logp = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -92,6 +94,15 @@ def _overflowing(logits, y, eps):
     return -(target * np.log(p)).sum(axis=1).mean(), (p - target) / n
 
 
+def _largest_of_all(logits, y, eps):
+    n, classes = logits.shape
+    target = np.full_like(logits, eps / classes)
+    target[np.arange(n), y] += 1 - eps
+    logp = logits - logits.max()
+    logp -= np.log(np.exp(logp).sum(axis=1, keepdims=True))
+    return -(target * logp).sum(axis=1).mean(), (np.exp(logp) - target) / n
+
+
 lesson.add(
     2, 2, "Label smoothing", check=_check_smoothing,
     hints=["Write the target as an array (N, C): ε/C everywhere, then add 1 − ε at the labels.",
@@ -99,7 +110,7 @@ lesson.add(
            "Use the stable log-softmax of the lesson for ln p."],
     solution=smoothed_cross_entropy,
     wrong={_others_only: "eps = 0.2", _not_divided: "the gradient of random logits (6, 5)",
-           _overflowing: "[[1000, 0, −1000]]"},
+           _overflowing: "[[1000, 0, −1000]]", _largest_of_all: "[−1000, −1001]"},
 )  # fmt: skip
 
 
@@ -163,19 +174,22 @@ lesson.add(
 )  # fmt: skip
 
 
-def _photo(height, width, box, rng_seed=0):
+def _photo(height, width, box, rng_seed=0, ink=25.0):
     """White paper with an L-shaped stroke inside `box` = (top, left, bottom, right)."""
     photo = np.full((height, width), 235.0) + np.random.default_rng(rng_seed).uniform(-10, 10, size=(height, width))
     top, left, bottom, right = box
     thick = max(4, (bottom - top) // 6)
-    photo[top:bottom, left : left + thick] = 25.0
-    photo[bottom - thick : bottom, left:right] = 25.0
+    photo[top:bottom, left : left + thick] = ink
+    photo[bottom - thick : bottom, left:right] = ink
     return photo
 
 
 def _check_prepare(answer):
     cases = [("a 200 × 160 photo with a tall L", _photo(200, 160, (40, 30, 160, 90)), 60 / 120),
              ("a 90 × 300 photo with a wide L", _photo(90, 300, (20, 180, 70, 280)), 100 / 50)]  # fmt: skip
+    faint = _photo(200, 160, (40, 30, 160, 90), ink=100.0)
+    faint[5:15, 140:150] = 150.0
+    cases.append(("a 200 × 160 photo of a faint L beside a smudge that is lighter than half way", faint, 60 / 120))
     for given, photo, shape in cases:
         x = np.asarray(answer(photo.copy()))
         if x.shape != (784,):
@@ -185,7 +199,7 @@ def _check_prepare(answer):
         image = x.astype(float).reshape(28, 28)
         if image[0].mean() > 0.3:
             raise Wrong(f"expected dark paper and bright ink for {given}, got a bright border: invert the photo")
-        ink = image > 0.5
+        ink = image > image.max() / 2
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         tall, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
         if abs(max(tall, wide) - 20) > 1:
@@ -203,7 +217,7 @@ def _check_prepare(answer):
         if x.dtype != np.float32:
             raise Wrong(f"expected float32 for {given}, got {x.dtype}")
     try:
-        answer(np.full((50, 40), 240.0))
+        answer(np.random.default_rng(1).uniform(140, 245, size=(50, 40)))
     except ValueError:
         return
     except Exception as error:
@@ -231,6 +245,18 @@ def prepare(photo, middle=14.0, alike=True):
     return out.ravel()
 
 
+def _stretched(photo):
+    return prepare((photo - photo.min()) / np.ptp(photo) * 255)
+
+
+def _dark_only(photo):
+    return prepare(np.where(photo < 60, photo, 255.0))
+
+
+def _light_too(photo):
+    return prepare(np.where(photo < 180, photo / 2, 255.0))
+
+
 def _mirrored(photo):
     return prepare(photo[:, ::-1])
 
@@ -253,6 +279,9 @@ lesson.add(
         (lambda photo: 1 - prepare(photo)): "invert the photo",
         (lambda photo: prepare(photo, middle=12.9)): "centre of mass",
         _mirrored: "the L upright",
+        _stretched: "lighter than half way",
+        _dark_only: "no ink on this page",
+        _light_too: "lighter than half way",
         _filled: "the L upright",
         (lambda photo: prepare(photo, alike=False)): "both sides scaled alike",
         (lambda photo: prepare(photo).astype(np.float64)): "expected float32",

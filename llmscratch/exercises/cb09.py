@@ -21,6 +21,8 @@ def _check_sin(answer):
         x = Value(number)
         y = _value(answer(x), given)
         expect(y.data, math.sin(number), given)
+        if not isinstance(y._parents, tuple | list):
+            raise Wrong("expected a tuple of parents; a tuple of one is written (x,), with a comma")
         (y * 3.0).backward()
         expect(x.grad, 3 * math.cos(number), f"the gradient of 3 sin(x) at {given}")
     x = Value(0.5)
@@ -45,13 +47,15 @@ lesson.add(
         (lambda x: record(math.sin(x.data), (x,), (-math.cos(x.data),), "sin")): "the gradient of 3 sin(x)",
         (lambda x: Value(math.sin(x.data))): "the gradient of 3 sin(x)",
         _series: "x = 1",
+        (lambda x: record(math.sin(x.data), (x), (math.cos(x.data)), "sin")): "with a comma",
         (lambda x: math.sin(x.data)): "expected a Value",
     },
 )  # fmt: skip
 
 
 def _check_log_sum_exp(answer):
-    for numbers in ([0.0, 0.0], [1.0, 2.0, 3.0], [1000.0, 1001.0, 1002.0], [-1000.0, -1003.0], [5.0], [0.0, 1000.0]):
+    for numbers in ([0.0, 0.0], [1.0, 2.0, 3.0], [1000.0, 1001.0, 1002.0], [-1000.0, -1003.0], [5.0], [0.0, 1000.0],
+                    [1000.0, 0.0], [3000.0, 0.0, -3000.0]):  # fmt: skip
         given = f"values {numbers}"
         values = [Value(n) for n in numbers]
         y = _value(answer(values), given)
@@ -74,6 +78,11 @@ def _detached(values):
     return sum((v - top).exp() for v in values).log() + top.data  # subtracts the Value, adds back the number
 
 
+def _around_the_mean(values):
+    middle = sum(v.data for v in values) / len(values)
+    return sum((v - middle).exp() for v in values).log() + middle
+
+
 lesson.add(
     2, 2, "Log-sum-exp", check=_check_log_sum_exp,
     hints=["Take out the largest value, as in notebook 08: ln Σ exp(v − m) + m.",
@@ -82,6 +91,8 @@ lesson.add(
     wrong={
         (lambda values: sum(v.exp() for v in values).log()): "OverflowError",
         (lambda values: sum((v - values[0].data).exp() for v in values).log() + values[0].data): "OverflowError",
+        (lambda values: sum((v - values[-1].data).exp() for v in values).log() + values[-1].data): "OverflowError",
+        _around_the_mean: "OverflowError",
         (lambda values: sum((v - max(u.data for u in values)).exp() for v in values).log()): "expected 3.40761",
         _detached: "the gradients of values",
     },
@@ -89,11 +100,11 @@ lesson.add(
 
 
 def _check_newton(answer):
-    calls = []
+    calls = set()
 
     def counted(f):
         def counting(x):
-            calls.append(x)
+            calls.add(x.data if isinstance(x, Value) else x)  # a step may ask twice at one place
             return f(x)
 
         return counting
@@ -109,6 +120,7 @@ def _check_newton(answer):
         expect(got, root, given, atol=1e-7)
 
     expect_root(lambda x: x * x - 2, 1.0, math.sqrt(2), "f = x² − 2, start 1")
+    expect_root(lambda x: x * x - 2, 1e20, math.sqrt(2), "f = x² − 2, start 1e20, which takes 71 steps")
     expect_root(lambda x: x.exp() - 5, 3.0, math.log(5), "f = eˣ − 5, start 3")
     expect_root(lambda x: 1e-6 * (x * x - 2), 1.0, math.sqrt(2), "f = 0.000001 (x² − 2), start 1")
     expect_root(
@@ -173,6 +185,19 @@ def _small_f(f, start, tolerance=1e-6):
     raise ValueError("no root")
 
 
+def _twenty_steps(f, start, tolerance=1e-10):
+    for _ in range(20):
+        x = Value(start)
+        y = f(x)
+        y.backward()
+        if x.grad == 0:
+            break
+        start -= y.data / x.grad
+        if abs(y.data / x.grad) <= tolerance:
+            return start
+    raise ValueError("no root")
+
+
 def _dirty(f, start, tolerance=1e-10):
     x = Value(start)
     for _ in range(100):
@@ -191,9 +216,12 @@ lesson.add(
     3, 2, "The interest hidden in a loan", check=_check_newton,
     hints=["Make a fresh Value for each guess; then no gradient is left over from the last one.",
            "Measure the step before you decide to stop; after a short step the new guess is the root.",
-           "After the loop, raise ValueError; before dividing, look at the slope."],
+           "After the loop, raise ValueError; before dividing, look at the slope. The root of the bicycle is near "
+           "0.0140 a month, 18.2% a year."],
     solution=newton,
-    wrong={_never_gives_up: "use the tolerance", _small_f: "0.000001", _dirty: "f = x² − 2"},
+    wrong={
+        _never_gives_up: "use the tolerance", _small_f: "0.000001", _dirty: "f = x² − 2", _twenty_steps: "1e20",
+    },
 )  # fmt: skip
 
 
@@ -213,6 +241,11 @@ def _check_dot(answer):
     expect([v.grad for v in w], [2 * 5.75 * 3.0, 2 * 5.75 * 0.5], f"the gradients of w for dot² at {given}")
     expect([v.grad for v in x], [2 * 5.75 * 2.0, -2 * 5.75], f"the gradients of x for dot² at {given}")
     expect(b.grad, 2 * 5.75, f"the gradient of b for dot² at {given}")
+    three = [Value(n) for n in (1.0, 2.0, 3.0)]
+    y = answer(three, [Value(n) for n in (4.0, 5.0, 6.0)], Value(7.0))
+    expect(y.data, 39.0, "w = [1, 2, 3], x = [4, 5, 6], b = 7")
+    y.backward()
+    expect([v.grad for v in three], [4.0, 5.0, 6.0], "the gradients of w at w = [1, 2, 3], x = [4, 5, 6], b = 7")
     v, c = Value(3.0), Value(1.0)
     y = answer([v, v], [v, c], c)  # v² + vc + c
     expect(y.data, 13.0, "w = [v, v], x = [v, c], b = c with v = 3, c = 1")
@@ -232,6 +265,11 @@ def _not_fused(w, x, b):
     return b
 
 
+def _two_inputs(w, x, b):
+    data = w[0].data * x[0].data + w[1].data * x[1].data + b.data
+    return record(data, (*w[:2], *x[:2], b), (x[0].data, x[1].data, w[0].data, w[1].data, 1.0), "dot")
+
+
 def _swapped(w, x, b):
     out = dot(w, x, b)
     return record(out.data, (*w, *x, b), (*(p.data for p in w), *(q.data for q in x), 1.0), "dot")
@@ -247,5 +285,6 @@ lesson.add(
     hints=["One call of record, with the parents (*w, *x, b). The slopes must stand in the same order.",
            "A Value that occurs twice simply stands in parents twice: backward adds up."],
     solution=dot,
-    wrong={_not_fused: "expected one operation", _swapped: "the gradients of w", _no_bias: "missing: b"},
+    wrong={_not_fused: "expected one operation", _swapped: "the gradients of w", _no_bias: "missing: b",
+           _two_inputs: "expected 39"},
 )  # fmt: skip

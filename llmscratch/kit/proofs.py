@@ -71,7 +71,7 @@ def _seconds(value: float) -> str:
 
 def _result(claim: str, ours: list[float], theirs: list[float]) -> Race:
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     mine, other = statistics.median(ours), statistics.median(theirs)
     race = Race(mine, other, mine / other, low, high)
     print(
