@@ -176,12 +176,27 @@ def test_the_default_pattern_takes_the_blocks_and_leaves_the_head():
     assert torch.equal(gpt(tokens(V=50)), out)
 
 
+def zero_row():
+    linear = nn.Linear(3, 3)
+    with torch.no_grad():
+        linear.weight[1] = 0
+    return linear
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: LoRALinear(nn.Linear(3, 3), 0), "rank must be a whole number above 0, got 0"),
         (lambda: LoRALinear(nn.Linear(3, 3), 2.0), "rank must be a whole number above 0, got 2.0"),
-        (lambda: LoRALinear(nn.Linear(3, 3), 2, dropout=1.0), "dropout is a probability"),
+        (lambda: LoRALinear(nn.Linear(3, 3), 2, dropout=1.0), "needs 0 ≤ dropout < 1"),
+        (lambda: LoRALinear(nn.Linear(3, 3), 2, alpha=0.0), "a finite alpha above 0, got 0.0 and 0.0"),
+        (lambda: LoRALinear(nn.Linear(3, 3), 2, alpha=float("nan")), "a finite alpha above 0"),
+        (lambda: LoRALinear(zero_row(), 2, dora=True), "a row of zeros has no direction"),
+        (lambda: tune(llama(), [([1], [2])] * 8, steps=0), "steps and warmup must be at least 1, got 0 and 5"),
+        (lambda: tune(llama(), [([1], [2])] * 8, steps=3, warmup=0), "got 3 and 0"),
+        (lambda: answer_loss(nn.Sequential(nn.Embedding(5, 5)), [([1], [2])]), "no norm before its head"),
+        (lambda: nf4.use_nf4(llama(), "query"), "no nn.Linear matches 'query'"),
+        (lambda: chat_prompt("Hi", "weather(city)"), "tools must be a list of strings"),
         (lambda: add_lora(llama(), pattern="query"), r"no linear layer matches 'query'; there are model\.layers\.0"),
         (lambda: add_lora(pair(2, 4.0)[0]), "has LoRALinears already, such as model.layers.0"),
         (lambda: tune(llama().requires_grad_(False), [([1], [2])] * 8, steps=1), "parameters that learn"),
@@ -291,8 +306,16 @@ def spoiled(folder, how):
         weights = load_file(file)
         lost = weights.pop(next(key for key in weights if key.endswith("lora_B.weight")))
         save_file(weights | ({"base_model.model.head.modules_to_save.weight": lost} if how == "foreign" else {}), file)
+    elif how in ("nan", "rank"):
+        (folder / "notes.json").unlink()
+        weights = load_file(file)
+        key = next(key for key in weights if key.endswith("lora_A.weight"))
+        save_file(weights | {key: weights[key] * float("nan") if how == "nan" else weights[key][:1].clone()}, file)
+    elif how == "lack":
+        config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "r"}))
     else:
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+        changed = {"rs": {"use_rslora": True}, "ia3": {"peft_type": "IA3"}, "dora": {"use_dora": True}}[how]
+        config.write_text(json.dumps(json.loads(config.read_text()) | changed))
 
 
 @pytest.mark.parametrize(
@@ -300,6 +323,8 @@ def spoiled(folder, how):
     [
         ("bit", "damaged: its checksum"), ("cut", "truncated"), ("rs", "use_rslora"), ("half", "needs an A and a B"),
         ("foreign", "holds base_model.model.head.modules_to_save.weight, which is no part of a LoRALinear"),
+        ("nan", "is not finite"), ("rank", "are not of rank 4"), ("lack", "lacks r"), ("ia3", "holds no LoRA, but IA3"),
+        ("dora", "use_dora do not agree"),
     ],
 )  # fmt: skip
 def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_untouched(tmp_path, how, message):
@@ -319,6 +344,21 @@ def test_an_adapter_for_another_model_is_refused(tmp_path):
         load_adapter(llama(d=32), tmp_path)
     with pytest.raises(ValueError, match=r"no linear layer 'layers\.1\.\S+ from"):
         load_adapter(llama(layers=1), tmp_path)
+    model = pair(4, 8.0)[0]
+    with pytest.raises(ValueError, match="has LoRALinears already"):
+        load_adapter(model, tmp_path)
+
+
+def test_a_refused_rank_leaves_the_model_learning():
+    model = llama()
+    with pytest.raises(ValueError, match="rank must be"):
+        add_lora(model, 0)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_nf4_layer_learns_nothing():
+    layer = nf4.NF4Linear(nn.Linear(64, 8))
+    assert layer.bias is not None and not any(p.requires_grad for p in layer.parameters())
 
 
 # NF4

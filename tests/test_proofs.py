@@ -100,7 +100,7 @@ def test_race_takes_turns_after_a_warm_up_and_compares_medians(monkeypatch, caps
     assert clock.calls == ["ours", "theirs", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
     assert (result.ours, result.theirs, result.ratio) == (2, 4, 0.5)
     assert result.low <= 0.5 <= result.high
-    assert capsys.readouterr().out == "timed  claim: ours 2 s, theirs 4 s, ratio 0.50 (0.25 to 7.50, 3 repeats)\n"
+    assert capsys.readouterr().out == "timed  claim: ours 2 s, theirs 4 s, ratio 0.50 (0.38 to 4.00, 3 repeats)\n"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 µs")])

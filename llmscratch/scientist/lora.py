@@ -45,8 +45,10 @@ class LoRALinear(nn.Module):
         super().__init__()
         if type(rank) is not int or rank < 1:
             raise ValueError(f"rank must be a whole number above 0, got {rank!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is a probability, at least 0 and under 1, got {dropout!r}")
+        if not (0 <= dropout < 1 and 0 < alpha < float("inf")):
+            raise ValueError(f"needs 0 ≤ dropout < 1 and a finite alpha above 0, got {dropout!r} and {alpha!r}")
+        if dora and (base.weight == 0).all(1).any():
+            raise ValueError("a row of zeros has no direction: DoRA cannot use this weight")
         self.base, self.in_features, self.out_features = base.requires_grad_(False), base.in_features, base.out_features
         self.rank, self.alpha, self.scale, self.dropout, self.enabled = rank, alpha, alpha / rank, dropout, True
         weight, bound = base.weight.detach(), base.in_features**-0.5
@@ -95,9 +97,10 @@ def add_lora(model, rank=8, alpha=16.0, *, pattern=r"\.\d+\.", dropout=0.0, dora
     chosen = [name for name in linear if re.search(pattern, f".{name}")]
     if not chosen:
         raise ValueError(f"no linear layer matches {pattern!r}; there are {', '.join(linear) or 'none'}")
+    made = {name: LoRALinear(linear[name], rank, alpha, dropout, dora, generator) for name in chosen}
     model.requires_grad_(False)
-    for name in chosen:
-        _put(model, name, LoRALinear(linear[name], rank, alpha, dropout, dora, generator))
+    for name, layer in made.items():
+        _put(model, name, layer)
     return chosen
 
 
@@ -148,8 +151,9 @@ def remove_lora(model):
 def answer_logits(model, pairs):
     """What the model says at the N tokens of all answers: logits (N, V), the tokens (N,), the pair of each (N,).
 
-    pairs: (prompt ids, answer ids), lists of numbers. The head sees only these N places, by a hook on the model's last
-    norm. ValueError when there is no pair, or one with an empty prompt or answer.
+    pairs: (prompt ids, answer ids), lists of numbers. The head sees only these N places, by a hook on the norm that was
+    registered last, which must be the one before the head. ValueError when there is no norm, no pair, or a pair with an
+    empty prompt or answer.
     """
     if not pairs or not all(len(prompt) and len(answer) for prompt, answer in pairs):
         raise ValueError("there must be a pair, and every pair must have a prompt and an answer of at least one token")
@@ -160,8 +164,9 @@ def answer_logits(model, pairs):
         tokens[row, : len(ids) - 1], targets[row, len(prompt) - 1 : len(ids) - 1] = ids[:-1], ids[len(prompt) :]
     tokens, targets = tokens.to(to), targets.to(to)
     where = targets >= 0  # (B, T)
-    norm = [part for part in model.modules() if "norm" in type(part).__name__.lower()][-1]
-    hook = norm.register_forward_hook(lambda module, given, out: out[where][None])  # (1, N, C)
+    if not (norms := [part for part in model.modules() if "norm" in type(part).__name__.lower()]):
+        raise ValueError("the model has no norm before its head")
+    hook = norms[-1].register_forward_hook(lambda module, given, out: out[where][None])  # (1, N, C)
     plain = T < 128 and to.type == "cpu"  # there the plain form of attention has the faster backward pass
     try:
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
@@ -182,11 +187,13 @@ def tune(model, pairs, *, steps, batch=8, lr=1e-3, warmup=5, bf16=None, seed=0, 
 
     AdamW, the norm clipped at 1; the learning rate rises in a line for `warmup` steps, then falls in a line. bf16:
     whether products are in bfloat16; None: where that is fast. Leaves the model in evaluation mode. ValueError when
-    nothing requires a gradient (call add_lora), or for too few pairs.
+    nothing requires a gradient (call add_lora), for too few pairs, or too few steps.
     """
     learning, rng = [p for p in model.parameters() if p.requires_grad], np.random.default_rng(seed)
     if not learning or len(pairs) < batch:
         raise ValueError(f"needs parameters that learn and {batch} pairs, got {len(learning)} and {len(pairs)}")
+    if steps < 1 or warmup < 1:
+        raise ValueError(f"steps and warmup must be at least 1, got {steps} and {warmup}")
     optimizer, losses, order = torch.optim.AdamW(learning, lr=lr, weight_decay=0.0, fused=True), [], []
     model.train()
     for step in trange(steps, disable=not progress, mininterval=5):
@@ -248,6 +255,12 @@ def load_adapter(model, folder):
     config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     if odd := [key for key in ("use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]:
         raise ValueError(f"{folder} uses {', '.join(odd)}, which LoRALinear does not have")
+    if lack := {"r", "lora_alpha", "lora_dropout"} - config.keys():
+        raise ValueError(f"adapter_config.json in {folder} lacks {', '.join(sorted(lack))}")
+    if not weights or config.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{folder} holds no LoRA, but {config.get('peft_type')} with {len(weights)} tensors")
+    if old := lora_layers(model):
+        raise ValueError(f"the model has LoRALinears already, such as {next(iter(old))}: merge or remove them first")
     found, there = {}, dict(model.named_modules())
     for key, tensor in weights.items():
         known = re.fullmatch(r"base_model\.model\.(.+?)\.lora_(?:(m)agnitude_vector|([AB]))(?:\.weight)?", key)
@@ -263,6 +276,10 @@ def load_adapter(model, folder):
         layer, sizes = there.get(name), (parts["A"].shape[1], parts["B"].shape[0])
         if layer is None or not _is_linear(layer) or (layer.in_features, layer.out_features) != sizes:
             raise ValueError(f"the model has no linear layer {name!r} from {sizes[0]} to {sizes[1]} numbers, as needed")
+        if {parts["A"].shape[0], parts["B"].shape[1]} != {config["r"]}:
+            raise ValueError(f"A and B of {name} in {folder} are not of rank {config['r']}, as its config says")
+        if ("m" in parts) != bool(config.get("use_dora")) or not all(p.isfinite().all() for p in parts.values()):
+            raise ValueError(f"{name} in {folder} is not finite, or its lengths and use_dora do not agree")
     model.requires_grad_(False)
     for name, parts in found.items():
         options = (config["r"], config["lora_alpha"], config["lora_dropout"], "m" in parts)

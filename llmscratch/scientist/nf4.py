@@ -13,7 +13,7 @@ __all__ = ["LEVELS", "NF4", "NF4Linear", "dequantize", "nf4_levels", "quantize",
 
 
 def nf4_levels():
-    """The 16 levels, float32, rising from −1 to 1 (Dettmers et al. 2023, section 3 and appendix E)."""
+    """The 16 levels, float32, rising from −1 to 1 (Dettmers et al. 2023, appendix E; `end` as in bitsandbytes)."""
     end = 1 - (1 / 32 + 1 / 30) / 2
     up, down = (torch.linspace(end, 0.5, n, dtype=torch.float64)[:-1] for n in (9, 8))
     levels = torch.cat([-torch.special.ndtri(down), torch.zeros(1), torch.special.ndtri(up)]).sort().values
@@ -96,7 +96,7 @@ class NF4Linear(nn.Module):
         *parts, self.shape, self.block = quantize(linear.weight, block, double)
         for name, part in zip(NF4._fields, parts):
             self.register_buffer(name, part)
-        self.bias = linear.bias
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
 
     @property
     def weight(self):
@@ -109,8 +109,13 @@ class NF4Linear(nn.Module):
 
 
 def use_nf4(model, pattern=r"\.\d+\.", block=64, double=True):
-    """Replace every nn.Linear whose name matches `pattern` (re.search) by an NF4Linear, in place; the names."""
+    """Replace every nn.Linear whose name matches `pattern` (re.search) by an NF4Linear, in place; the names.
+
+    ValueError when no name matches.
+    """
     chosen = [n for n, p in model.named_modules() if isinstance(p, nn.Linear) and re.search(pattern, f".{n}")]
+    if not chosen:
+        raise ValueError(f"no nn.Linear matches {pattern!r}")
     for name in chosen:
         parent, _, child = name.rpartition(".")
         linear = getattr(model.get_submodule(parent), child)

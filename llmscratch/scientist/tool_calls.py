@@ -84,6 +84,8 @@ SYSTEM = "Tools: {}. Call one as JSON, or answer in words."
 
 def chat_prompt(question, tools):
     """What the model reads: a system message that lists the tools, the question, and the head of the answer."""
+    if isinstance(tools, str):
+        raise ValueError(f"tools must be a list of strings, got the string {tools!r}")
     said = f"<|im_start|>system\n{SYSTEM.format(', '.join(tools))}<|im_end|>\n"
     return f"{said}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -193,7 +195,7 @@ def verdict(example, reply):
     except ValueError:
         said = None
     if example.call is None:
-        return "a call, words were wanted" if isinstance(said, dict) or reply.startswith("{") else "right"
+        return "a call, words were wanted" if isinstance(said, dict | list) or reply.startswith("{") else "right"
     if not isinstance(said, dict):
         return "broken JSON" if reply.startswith("{") else "words, a call was wanted"
     if said.get("name") != example.call["name"]:
