@@ -102,7 +102,7 @@ def little(smol):
 def by_hand(texts, question, k1, b):
     """BM25 from the formula, text by text and word by word."""
     texts = [terms(text) for text in texts]
-    mean = max(sum(map(len, texts)) / len(texts), 1)
+    mean = sum(map(len, texts)) / len(texts) or 1
     scores = []
     for text in texts:
         score = 0.0
@@ -126,12 +126,12 @@ def test_bm25_is_its_formula(texts, question, k1, b):
 
 
 def test_bm25_is_that_of_the_library(book):
-    texts = [entry.text for entry in book.entries]
-    for k1, b in ((1.2, 0.75), (0.9, 0.4)):
+    articles, some = [entry.text for entry in book.entries], [question.text for question in book.questions[::90]]
+    short = ["oak", "the", "a"], ["oak"]  # a mean length under 1
+    for k1, b, texts, questions in ((1.2, 0.75, articles, some), (0.9, 0.4, articles, some), (1.2, 0.75, *short)):
         ours, theirs = BM25(texts, k1, b), bm25s.BM25(method="lucene", k1=k1, b=b)
         theirs.index([terms(text) for text in texts], show_progress=False)
-        for question in book.questions[::90]:
-            asked = question.text
+        for asked in questions:
             np.testing.assert_allclose(ours.scores(asked), theirs.get_scores(terms(asked)), rtol=2e-5, atol=2e-5)
 
 
@@ -479,8 +479,11 @@ def test_an_answer_streams_and_then_has_its_source(valley, smol, monkeypatch):
     n = len(Scripted.prompts)
     assert list(rag.stream("How do I sort a list in Python?")) == [REFUSAL] and len(Scripted.prompts) == n
     assert rag.answer.text is None and max(f.cosine for f in rag.found) < FLOOR and rag.source() is None
+    monkeypatch.setattr(Scripted, "reply", "Owlbury [1]")
+    assert list(rag.stream(question)) and rag.source()
     with pytest.raises(ValueError, match="empty"):
         list(rag.stream("  "))
+    assert rag.source() is None and rag.found == []  # nothing is left of the question before
 
 
 def test_the_command_answers_with_the_source(capsys, book):

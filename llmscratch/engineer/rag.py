@@ -182,9 +182,10 @@ class Rag:
 
     def stream(self, question):
         """The reply, piece by piece. ValueError for an empty question, or one too long for the prompt."""
+        self.found, self.answer, reply = [], Answer(None, None), ""
         if not question.strip():
             raise ValueError("the question is empty")
-        self.found, self.answer, reply = self.retriever.search([question], TOP)[0], Answer(None, None), ""
+        self.found = self.retriever.search([question], TOP)[0]
         if not near_enough(question, self.found, self.floor):
             yield REFUSAL
             return

@@ -152,7 +152,7 @@ class BM25:
         for row, count in enumerate(counts):
             for word, n in count.items():
                 where.setdefault(word, []).append((row, n))
-        room = k1 * (1 - b + b * lengths / max(lengths.mean(), 1))  # (n,)
+        room = k1 * (1 - b + b * lengths / (lengths.mean() or 1))  # (n,)
         self.weights = {}  # word → the rows that have it, and what it adds to their scores
         for word, pairs in where.items():
             rows, tf = np.array(pairs).T

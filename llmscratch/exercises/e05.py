@@ -81,6 +81,8 @@ def _check_locate(answer):
         ('"63" in "It was finished in 632."', "63", "It was finished in 632.", None),
         ('"a.b" in "axb a b"', "a.b", "axb a b", (4, 7)), ('"oak" in ""', "oak", "", None),
         ('"?!" in "oak"', "?!", "oak", None), ('"two two" in "two two two"', "two two", "two two two", (0, 7)),
+        ('"oak" in "a cloak, an oak"', "oak", "a cloak, an oak", (12, 15)),
+        ('"red brick" in "redbrick"', "red brick", "redbrick", None), ('"a b" in "a_b"', "a b", "a_b", None),
     ):  # fmt: skip
         got = answer(reply, text)
         if want is None:
@@ -112,6 +114,17 @@ def _parts_of_words(answer, text):
     return match.span() if match else None
 
 
+def _between(pattern, before=r"(?<!\w)"):
+    """locate with another pattern between the words, or before the first."""
+
+    def answer(answer, text):
+        words = re.findall(r"\w+", answer)
+        match = re.search(before + pattern.join(map(re.escape, words)) + r"(?!\w)", text, re.IGNORECASE)
+        return match.span() if words and match else None
+
+    return answer
+
+
 def _capitals_count(answer, text):
     words = re.findall(r"\w+", answer)
     match = re.search(r"(?<!\w)" + r"\W+".join(words) + r"(?!\w)", text) if words else None
@@ -126,6 +139,7 @@ lesson.add(
     solution=locate,
     wrong={
         _as_characters: "Raven-Mill", _parts_of_words: '"63"', _capitals_count: "mimi bellwether",
+        _between(r"\W+", before=""): "a cloak", _between(r"\W*"): "redbrick", _between(r"[\W_]+"): "a_b",
     },
 )  # fmt: skip
 
@@ -136,6 +150,7 @@ def _check_safe_threshold(answer):
         ("nine scores from 0.2 to 1, most = 0.1", ten, 0.1, 0.2), ("the same nine, most = 0.35", ten, 0.35, 0.4),
         ("the same nine, most = 0.3", ten, 0.3, 0.4), ("the same nine, most = 0.09", ten, 0.09, -math.inf),
         ("one score, 0.5, most = 0.5", [0.5], 0.5, 0.5), ("one score, 0.5, most = 0.4", [0.5], 0.4, -math.inf),
+        ("the scores 0 to 98, most = 0.29", list(range(99)), 0.29, 28),
     ):  # fmt: skip
         expect(answer(list(scores), most), want, given)
     for given, scores, most in (("no scores, most = 0.1", [], 0.1), ("most = 0", ten, 0.0), ("most = 1", ten, 1.0)):
@@ -163,6 +178,13 @@ def _quantile(scores, most):
     return float(np.quantile(scores, most))
 
 
+def _rounded_off(scores, most):
+    if not scores or not 0 < most < 1:
+        raise ValueError("bad input")
+    m = math.floor(most * (len(scores) + 1))
+    return sorted(scores)[m - 1] if m >= 1 else -math.inf
+
+
 def _one_too_far(scores, most):
     if not scores or not 0 < most < 1:
         raise ValueError("bad input")
@@ -178,10 +200,11 @@ def _never_refuses_nothing(scores, most):
 lesson.add(
     3, 3, "A threshold with a guarantee", check=_check_safe_threshold,
     hints=["The largest m with m / (n + 1) ≤ most is math.floor(most * (n + 1)); add 1e-9 inside: for a computer "
-           "0.3 * 10 need not be 3.",
+           "0.29 * 100 need not be 29.",
            "The m-th smallest stands at sorted(scores)[m - 1]. For m = 0 the answer is -math.inf."],
     solution=safe_threshold,
     wrong={
         _quantile: "nine scores", _one_too_far: "nine scores", _never_refuses_nothing: "most = 0.09",
+        _rounded_off: "most = 0.29",
     },
 )  # fmt: skip
