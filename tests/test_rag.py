@@ -237,6 +237,9 @@ def test_a_search_by_words_meaning_and_both(valley):
         valley.search([question], 3, "luck")
     with pytest.raises(ValueError, match="list of strings"):
         valley.search(question)
+    for k in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="k must be"):
+            valley.search([question], k)
 
 
 def test_recall_on_the_almanac_and_on_python(book, valley):
@@ -381,8 +384,11 @@ def test_only_the_passages_of_a_lesson_tell_whether_there_is_an_answer(book):
     for form in [form for form, n in forms.items() if n >= 20]:  # the form of a question says nothing
         refused = [answer.text is None for question, answer in facts.items() if question.startswith(form)]
         assert 0.1 < np.mean(refused) < 0.6, form
-    with pytest.raises(ValueError, match="too few"):
-        lessons(book, 200, 0)
+    for n in (200, 0, -3):
+        with pytest.raises(ValueError, match=f"not for {n}"):
+            lessons(book, n, 0)
+    with pytest.raises(ValueError, match="1 to 0 lessons"):
+        lessons(book, 1, 0, leave_out=[entry.name for entry in book.entries])
 
 
 def test_a_lessons_answer_is_not_cut_off(smol):

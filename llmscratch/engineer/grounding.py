@@ -116,9 +116,9 @@ def lessons(book, n, seed, *, leave_out=()):
             entry = entries[question.sources[0]]
             relation = next(name for name, answer in entry.facts.items() if answer == question.answer)
             asked.setdefault((entry.group, relation), []).append(question)
-    least = min(map(len, asked.values())) * len(asked)
-    if n > least:
-        raise ValueError(f"there are {least} questions for lessons that ask all alike, too few for {n}")
+    least = min(map(len, asked.values()), default=0) * len(asked)
+    if not 0 < n <= least:
+        raise ValueError(f"there are questions for 1 to {least} lessons that ask all alike, not for {n}")
     mixed = [dice.some(questions, len(questions)) for questions in dice.some(list(asked.values()), len(asked))]
     search = BM25([entries[name].text for name in names])
     for number in range(n):

@@ -204,10 +204,11 @@ class Retriever:
         self.index.add(np.arange(len(texts)), self.embed(texts))
 
     def search(self, questions, k=5, by=None):
-        """For each question a list of at most k Found, best first. ValueError for one string, or another `by`."""
-        by = by or self.by
-        if by not in ("words", "meaning", "both"):
+        """For each question a list of at most k Found, best first. ValueError for one string, k < 1 or a wrong `by`."""
+        if (by := by or self.by) not in ("words", "meaning", "both"):
             raise ValueError(f'by must be "words", "meaning" or "both", got {by!r}')
+        if type(k) is not int or k < 1:
+            raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
         found = []
         for question, cosines, near in zip(questions, *self.index.search(self.embed(questions), len(self.passages))):
             cosine = dict(zip(near.tolist(), cosines.tolist()))
