@@ -150,6 +150,12 @@ class Operators(Node):
     def __rpow__(self, base):
         return Value(base) ** self
 
+
+class Value(Operators):
+    """A scalar that records the operations it goes through, so that backward() can differentiate the result."""
+
+    __slots__ = ()
+
     def __lt__(self, other):
         return self._data < (other._data if isinstance(other, Node) else other)
 
@@ -161,12 +167,6 @@ class Operators(Node):
 
     def __ge__(self, other):
         return self._data >= (other._data if isinstance(other, Node) else other)
-
-
-class Value(Operators):
-    """A scalar that records the operations it goes through, so that backward() can differentiate the result."""
-
-    __slots__ = ()
 
     def exp(self):
         try:
@@ -188,7 +188,7 @@ class Value(Operators):
 
     def sigmoid(self):
         """1 / (1 + exp(−x)), without overflow for any x."""
-        small = math.exp(-abs(self._data))  # in (0, 1]
+        small = math.exp(-abs(self._data))  # in [0, 1]: rounded to 0 for large |x|
         y = 1 / (1 + small) if self._data >= 0 else small / (1 + small)
         return record(y, (self,), (small / (1 + small) ** 2,), "sigmoid")
 
@@ -256,6 +256,6 @@ class MLP:
 
 def softplus(x):
     """ln(1 + exp(x)) of a Value, without overflow for any x."""
-    small = math.exp(-abs(x.data))  # in (0, 1]
+    small = math.exp(-abs(x.data))  # in [0, 1]: rounded to 0 for large |x|
     slope = (1.0 if x.data >= 0 else small) / (1 + small)  # the sigmoid of x
     return record(max(x.data, 0.0) + math.log1p(small), (x,), (slope,), "softplus")

@@ -280,10 +280,11 @@ def load_adapter(model, folder):
             raise ValueError(f"A and B of {name} in {folder} are not of rank {config['r']}, as its config says")
         if ("m" in parts) != bool(config.get("use_dora")) or not all(p.isfinite().all() for p in parts.values()):
             raise ValueError(f"{name} in {folder} is not finite, or its lengths and use_dora do not agree")
+    options = (config["r"], config["lora_alpha"], config["lora_dropout"])
+    made = {name: LoRALinear(there[name], *options, "m" in parts) for name, parts in found.items()}
     model.requires_grad_(False)
     for name, parts in found.items():
-        options = (config["r"], config["lora_alpha"], config["lora_dropout"], "m" in parts)
-        _put(model, name, layer := LoRALinear(there[name], *options))
+        _put(model, name, layer := made[name])
         for p, part in ((layer.A, "A"), (layer.B, "B"), (layer.magnitude, "m")):
             if p is not None:
                 p.data.copy_(parts[part])
